@@ -1,0 +1,57 @@
+# What one wants, and nothing else. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= mini-128
+RUN ?= runs/$(RECIPE)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint types unit proto proto-baseline quality quality-reader overlap train-mini clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+$(VENV)/.server $(VENV)/.dev: pyproject.toml scripts/install.sh
+	@PYTHON=$(PYTHON) scripts/install.sh $(VENV) $(patsubst $(VENV)/.%,%,$@)
+
+demo: $(VENV)/.server  ## start the server, make both example stories, write the pictures to out/
+	@$(BIN)/python scripts/demo.py --out out
+
+serve: $(VENV)/.server  ## serve the built-in model on port 50051
+	@$(BIN)/storyloom serve --model weights/storyloom-mini
+
+test: lint types unit  ## everything: lint, types, proto checks, unit, property and end-to-end tests
+
+lint: $(VENV)/.dev  ## style, import directions, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_proto.py
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy kernels/storyloom_kernels model/storyloom_model training/storyloom_training server/storyloom_server \
+	    clients/python/storyloom benchmarks scripts
+
+unit: $(VENV)/.dev  ## pytest
+	$(BIN)/python -m pytest
+
+proto: $(VENV)/.dev  ## generate the Python code of proto/ anew
+	$(BIN)/python scripts/generate_proto.py
+
+proto-baseline: $(VENV)/.dev  ## accept the present protos as the contract that later ones must not break
+	$(BIN)/python scripts/check_proto.py --update-baseline
+
+quality: $(VENV)/.dev  ## measure prompt agreement, consistency and background diversity (about 15 minutes on two cores)
+	$(BIN)/python -m benchmarks.quality.run
+
+quality-reader: $(VENV)/.dev  ## train the attribute reader that `make quality` uses
+	$(BIN)/python -m benchmarks.quality.reader
+
+overlap: $(VENV)/.dev  ## measure two overlapping stories against one
+	$(BIN)/python -m benchmarks.latency.overlap
+
+train-mini: $(VENV)/.dev  ## train the built-in model; RECIPE=mini-256 for 256x256 pixels on a GPU
+	$(BIN)/python -m storyloom_training $(RECIPE) --folder $(RUN)
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) out
