@@ -1,0 +1,1 @@
+"""Training of Storyloom's models: procedural data, losses and trainers on plain PyTorch."""
