@@ -1,0 +1,163 @@
+"""Stage 2: the text-to-image model. CLIP text encoder and conditional UNet, trained together on single pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from storyloom_training.config import Recipe
+from storyloom_training.diffusion import add_noise, build_scheduler, sample_latents
+from storyloom_training.loop import Ema, Losses, Stage, run
+from storyloom_training.storydb.captions import Caption, describe_cast, write_caption
+from storyloom_training.storydb.dataset import StoryDB
+from storyloom_training.vae import to_pictures
+
+
+class TextToImage(nn.Module):
+    """What stage 2 trains, under one state dict."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def encode(self, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+        """Texts -> hidden states [n, tokens, width]."""
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.autocast("cpu", torch.bfloat16):
+            states: Tensor = self.text_encoder(ids).last_hidden_state
+        return states
+
+
+def build_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> TextToImage:
+    base, levels = recipe.base, len(recipe.base.channels)
+    unet = UNet2DConditionModel(
+        sample_size=recipe.data.size // 8,
+        in_channels=recipe.vae.latent_channels,
+        out_channels=recipe.vae.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=base.channels,
+        layers_per_block=base.layers_per_block,
+        cross_attention_dim=base.text_width,
+        # diffusers reads this as the number of heads (its documented naming slip).
+        attention_head_dim=tuple(width // base.head_dim for width in base.channels),
+        norm_num_groups=16,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=base.text_width,
+            intermediate_size=4 * base.text_width,
+            num_hidden_layers=base.text_layers,
+            num_attention_heads=base.text_heads,
+            max_position_embeddings=base.tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=base.text_width,
+        )
+    )
+    return TextToImage(unet.to(memory_format=torch.channels_last), text_encoder)
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """Writes captions of the rendered set; one wording per (picture, draw)."""
+
+    data: StoryDB
+    wordings: int = 16
+
+    def __call__(self, picture: int, draw: int) -> Caption:
+        return self.of_group(picture // self.data.frames, [picture % self.data.frames], draw)[0]
+
+    def of_group(self, index: int, frames: list[int], draw: int) -> list[Caption]:
+        """Captions of frames of one group, with one shared description per character."""
+        group = self.data.group(index)
+        texts = tuple(description.text for description in describe_cast(group, draw % self.wordings))
+        rng = Random(f"{index}:{draw}")  # noqa: S311
+        return [write_caption(rng, group.frames[frame], texts) for frame in frames]
+
+
+def _sample_grid(
+    model: TextToImage, tokenizer: CLIPTokenizer, vae: AutoencoderKL, captioner: Captioner, scale: float, stage: Stage
+) -> None:
+    live = {name: value.clone() for name, value in model.state_dict().items()}
+    if stage.ema:
+        model.load_state_dict(stage.ema.shadow)
+    texts = [captioner(picture * captioner.data.frames, 0).text for picture in range(10)]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        size = captioner.data.size // 8
+        shape = (len(texts), vae.config.latent_channels, size, size)
+        latents = sample_latents(
+            model.unet, model.encode(tokenizer, texts).float(), model.encode(tokenizer, [""]).float(), shape,
+            guidance=4.0, steps=20, generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        pictures = to_pictures(vae.decode(latents / scale).sample)
+    model.load_state_dict(live)
+    folder = stage.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    half = len(pictures) // 2
+    rows = [np.concatenate(list(part), axis=1) for part in (pictures[:half], pictures[half : 2 * half])]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(folder / f"{stage.step:06d}.png")
+    (folder / "captions.txt").write_text("\n".join(texts) + "\n")
+
+
+def train_base(
+    recipe: Recipe,
+    data: StoryDB,
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    latents: Tensor,
+    scale: float,
+) -> TextToImage:
+    """Trains on `latents` [pictures, c, h, w] (scaled, float16); returns the model with averaged weights."""
+    torch.manual_seed(recipe.seed)
+    base, scheduler, captioner = recipe.base, build_scheduler(), Captioner(data)
+    model = build_model(recipe, tokenizer)
+    stage = Stage(
+        name="base",
+        folder=folder,
+        model=model,
+        optimizer=torch.optim.AdamW(
+            model.parameters(), lr=base.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        ),
+        steps=base.steps,
+        warmup=base.warmup,
+        learning_rate=base.learning_rate,
+        generator=torch.Generator().manual_seed(recipe.seed + 3),
+        ema=Ema(model, base.ema_decay),
+    )
+
+    def compute(stage: Stage) -> Losses:
+        draw = stage.generator
+        pictures = torch.randint(len(latents), (base.batch,), generator=draw)
+        drop = torch.rand(base.batch, generator=draw) < base.text_dropout
+        texts = [
+            "" if dropped else captioner(picture, stage.step).text
+            for picture, dropped in zip(pictures.tolist(), drop.tolist(), strict=True)
+        ]
+        clean = latents[pictures].float().contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(clean.shape, generator=draw).contiguous(memory_format=torch.channels_last)
+        # One timestep per slice of the schedule: the same mean loss with less variance.
+        slices = (torch.arange(base.batch) + torch.rand(base.batch, generator=draw)) / base.batch
+        timesteps = (slices * 1000).long()
+        noisy, target = add_noise(scheduler, clean, noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = model.unet(noisy, timesteps, model.encode(tokenizer, texts)).sample
+        return {"loss": F.mse_loss(made.float(), target)}
+
+    run(stage, compute, lambda s: _sample_grid(model, tokenizer, vae, captioner, scale, s))
+    if stage.ema:
+        model.load_state_dict(stage.ema.shadow)
+    return model

@@ -1,0 +1,101 @@
+"""Training recipes: every number that a run depends on, as one frozen dataclass per part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """The rendered training set. `size` in pixels; groups hold `frames` pictures each."""
+
+    groups: int = 4000
+    frames: int = 8
+    size: int = 128
+    mask_size: int = 16
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """AutoencoderKL with factor 8, trained on crops; the encoder is frozen after `joint_steps`."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    latent_channels: int = 8
+    joint_steps: int = 3600
+    decoder_steps: int = 4000
+    batch: int = 16
+    crop: int = 64
+    learning_rate: float = 1.5e-3
+    kl_weight: float = 1e-6
+    edge_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """The text-to-image model: CLIP text encoder and UNet, v-prediction with zero terminal SNR."""
+
+    channels: tuple[int, ...] = (128, 256, 320)
+    head_dim: int = 64
+    layers_per_block: int = 1
+    text_width: int = 256
+    text_layers: int = 3
+    text_heads: int = 4
+    vocabulary: int = 1200
+    tokens: int = 77
+    batch: int = 24
+    steps: int = 3000
+    learning_rate: float = 6e-4
+    warmup: int = 200
+    text_dropout: float = 0.1
+    ema_decay: float = 0.998
+
+
+@dataclass(frozen=True)
+class SynchronizerRecipe:
+    """Storynizor's ID-Synchronizer: attention weights trained on whole groups with AMSA."""
+
+    groups: int = 5
+    frames: int = 4
+    steps: int = 700
+    learning_rate: float = 2e-4
+    warmup: int = 50
+    mask_loss: float = 0.1  # lambda of equation 8; 0 trains AMSA without the Mask Perceptual Loss
+    first_mask_odds: float = 0.5  # how often layers without a preceding map get the true masks
+    text_dropout: float = 0.05
+    ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes one model package."""
+
+    name: str
+    seed: int = 0
+    data: DataRecipe = field(default_factory=DataRecipe)
+    vae: VaeRecipe = field(default_factory=VaeRecipe)
+    base: BaseRecipe = field(default_factory=BaseRecipe)
+    synchronizer: SynchronizerRecipe = field(default_factory=SynchronizerRecipe)
+
+
+MINI_128 = Recipe("mini-128")
+MINI_256 = replace(
+    MINI_128,
+    name="mini-256",
+    data=DataRecipe(groups=20000, frames=8, size=256, mask_size=32),
+    vae=VaeRecipe(channels=(32, 64, 128, 128), joint_steps=40000, decoder_steps=20000, crop=128, learning_rate=5e-4),
+    base=BaseRecipe(batch=128, steps=60000, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
+    synchronizer=SynchronizerRecipe(groups=16, frames=6, steps=8000, ema_decay=0.999),
+)
+# For tests: every stage runs in seconds, nothing is learnt.
+SMOKE = replace(
+    MINI_128,
+    name="smoke",
+    data=DataRecipe(groups=4, frames=4, size=64, mask_size=8),
+    vae=VaeRecipe(channels=(8, 8, 16, 16), latent_channels=4, joint_steps=3, decoder_steps=2, batch=4, crop=32),
+    base=BaseRecipe(
+        channels=(32, 64), head_dim=16, text_width=32, text_layers=1, text_heads=2, vocabulary=400, batch=4, steps=4,
+        warmup=2,
+    ),
+    synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
+)  # fmt: skip
+RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

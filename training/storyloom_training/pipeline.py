@@ -1,0 +1,96 @@
+"""The stages in order, each resumable and each skipped when its result is on disk.
+
+A run folder holds: data/, vae/, tokenizer/, latents.pt, base/, synchronizer/<adapter>/, decoder/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from rich.progress import track
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from storyloom_training.base import TextToImage, train_base
+from storyloom_training.config import Recipe
+from storyloom_training.storydb.dataset import StoryDB
+from storyloom_training.storydb.groups import Split
+from storyloom_training.synchronizer import train_synchronizer
+from storyloom_training.tokenizer import corpus, train_tokenizer
+from storyloom_training.vae import encode_pictures, latent_statistics, train_decoder, train_vae
+
+
+@dataclass(frozen=True)
+class Latents:
+    """`values` float16 [pictures, c, h, w], multiplied by `scale`."""
+
+    values: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One recipe in one folder. Reading a property runs the stages it needs."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def data(self) -> StoryDB:
+        plan = self.recipe.data
+        data = StoryDB(self.folder / "data", Split.TRAIN, plan.groups, plan.frames, plan.size, plan.mask_size)
+        data.prepare()
+        return data
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return train_vae(self.recipe, self.data, self.folder / "vae")
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        folder = self.folder / "tokenizer"
+        if not (folder / "tokenizer_config.json").exists():
+            base = self.recipe.base
+            train_tokenizer(
+                corpus(min(3000, 50 * self.recipe.data.groups)), base.vocabulary, base.tokens
+            ).save_pretrained(folder)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+        return tokenizer
+
+    @cached_property
+    def latents(self) -> Latents:
+        path = self.folder / "latents.pt"
+        if not path.exists():
+            scale = latent_statistics(self.vae, self.data)
+            parts = []
+            for start in track(range(0, len(self.data.pictures), 256), "encoding"):
+                chunk: np.ndarray = self.data.pictures[start : start + 256]
+                parts.append((encode_pictures(self.vae, chunk) * scale).half())
+            torch.save({"values": torch.cat(parts), "scale": scale}, path)
+        stored = torch.load(path, weights_only=True)
+        return Latents(stored["values"], stored["scale"])
+
+    @cached_property
+    def base(self) -> TextToImage:
+        return train_base(
+            self.recipe, self.data, self.folder / "base", self.tokenizer, self.vae, self.latents.values,
+            self.latents.scale,
+        )  # fmt: skip
+
+    @cached_property
+    def final_vae(self) -> AutoencoderKL:
+        """The autoencoder with its decoder trained on."""
+        return train_decoder(self.recipe, self.data, self.folder / "decoder", self.vae)
+
+    def synchronizer(self, adapter: str) -> dict[str, Tensor]:
+        """Weights of one ID-Synchronizer: "amsa-mask" with the Mask Perceptual Loss, "amsa" without."""
+        weight = {"amsa": 0.0, "amsa-mask": self.recipe.synchronizer.mask_loss}[adapter]
+        return train_synchronizer(
+            self.recipe, self.data, self.folder / "synchronizer" / adapter, self.tokenizer, self.base,
+            self.latents.values, weight,
+        )  # fmt: skip
