@@ -21,33 +21,34 @@ class VaeRecipe:
 
     channels: tuple[int, ...] = (16, 32, 64, 128)
     latent_channels: int = 8
-    joint_steps: int = 3600
+    joint_steps: int = 5600
     decoder_steps: int = 4000
     batch: int = 16
     crop: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2.5e-3
     kl_weight: float = 1e-6
     edge_weight: float = 1.0
+    people_weight: float = 5.0
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
     """The text-to-image model: CLIP text encoder and UNet, v-prediction with zero terminal SNR."""
 
-    channels: tuple[int, ...] = (128, 256, 320)
+    channels: tuple[int, ...] = (128, 256)
     head_dim: int = 64
     layers_per_block: int = 1
     text_width: int = 256
     text_layers: int = 3
     text_heads: int = 4
-    vocabulary: int = 1200
+    vocabulary: int = 1600
     tokens: int = 77
     batch: int = 24
-    steps: int = 3000
-    learning_rate: float = 6e-4
-    warmup: int = 200
+    steps: int = 2200
+    learning_rate: float = 7e-4
+    warmup: int = 100
     text_dropout: float = 0.1
-    ema_decay: float = 0.998
+    ema_decay: float = 0.995
 
 
 @dataclass(frozen=True)

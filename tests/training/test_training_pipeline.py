@@ -1,0 +1,74 @@
+"""Every stage on a tiny recipe: a package comes out that the model loads and steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.prompts import ComposedPrompt, compose
+from storyloom_training.config import SMOKE
+from storyloom_training.package import write_package
+from storyloom_training.pipeline import Pipeline
+from storyloom_training.synchronizer import synchronizer_parameters
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_package(Pipeline(SMOKE, folder), folder / "package")
+    return folder
+
+
+def _job(denoiser: Denoiser, adapter: str) -> StoryJob:
+    frames = []
+    for seed, action in enumerate(("walking", "reading")):
+        prompt = compose("", "{a} " + action, {"a": "a young girl with red braids"}, [])
+        assert isinstance(prompt, ComposedPrompt)
+        frames.append(FrameJob(prompt, seed))
+    width, height = denoiser.manifest.sizes[0]
+    return StoryJob(tuple(frames), "", 2, 3.0, "ddim", width, height, adapter)
+
+
+def test_the_package_makes_pictures_with_each_adapter(run_folder: Path) -> None:
+    denoiser = Denoiser.load(run_folder / "package")
+    made = {}
+    for adapter in ("amsa", "amsa-mask", "none"):
+        state = denoiser.encode(_job(denoiser, adapter))
+        while not state.done:
+            denoiser.step([state])
+        made[adapter] = state.latents
+        assert denoiser.decode(state, [0, 1]).shape == (2, SMOKE.data.size, SMOKE.data.size, 3)
+    assert not torch.equal(made["amsa"], made["none"])
+
+
+def test_synchronizers_replace_attention_weights_alone(run_folder: Path) -> None:
+    pipeline = Pipeline(SMOKE, run_folder)
+    names = set(synchronizer_parameters(pipeline.base.unet))
+    assert names
+    assert all(".attn1." in name or ".attn2.to_q." in name or ".attn2.to_k." in name for name in names)
+    assert set(pipeline.synchronizer("amsa")) == names
+
+
+def test_training_a_synchronizer_leaves_the_base_as_it_was(run_folder: Path) -> None:
+    pipeline = Pipeline(SMOKE, run_folder)
+    before = {name: value.clone() for name, value in pipeline.base.unet.state_dict().items()}
+    pipeline.synchronizer("amsa-mask")
+    for name, value in pipeline.base.unet.state_dict().items():
+        assert torch.equal(before[name], value), name
+
+
+def test_a_finished_run_is_not_trained_again(run_folder: Path) -> None:
+    lines = (run_folder / "base" / "losses.jsonl").read_text()
+    assert Pipeline(SMOKE, run_folder).base is not None
+    assert (run_folder / "base" / "losses.jsonl").read_text() == lines
+
+
+def test_the_package_says_how_it_was_made(run_folder: Path) -> None:
+    record = json.loads((run_folder / "package" / "training.json").read_text())
+    assert record["recipe"]["name"] == "smoke"
+    assert {"vae", "base", "decoder"} <= set(record["stages"])
+    assert record["stages"]["base"]["step"] == SMOKE.base.steps
