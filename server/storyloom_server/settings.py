@@ -1,0 +1,121 @@
+"""Checks the generation settings of a request and fills in the model's defaults."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storyloom.v1 import story_pb2 as pb
+from storyloom_model.manifest import NO_ADAPTER
+
+from storyloom_server.catalog import SOLVERS, ServedModel
+from storyloom_server.violations import Findings
+
+_PATH = "story.settings"
+_MIN_GUIDANCE, _MAX_GUIDANCE = 1.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSettings:
+    """Settings without gaps. ``adapter`` is "none" for the package's weights as they are."""
+
+    steps: int
+    guidance_scale: float
+    solver: str
+    width: int
+    height: int
+    seed: int
+    cross_frame: bool
+    adapter: str
+    preview_interval: int
+
+    def to_wire(self, model: str) -> pb.Settings:
+        """The form in which a client gets them back."""
+        return pb.Settings(
+            model=model,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            solver=SOLVERS[self.solver],
+            width=self.width,
+            height=self.height,
+            seed=self.seed,
+            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
+            preview_interval=self.preview_interval,
+        )
+
+
+def resolve_settings(
+    found: Findings, asked: pb.Settings, model: ServedModel, choose_seed: Callable[[], int]
+) -> ResolvedSettings:
+    """Fills in defaults and notes every bad value in ``found``; the result counts only when nothing was found."""
+    width, height = _size(found, asked, model)
+    steps = _steps(found, asked, model)
+    return ResolvedSettings(
+        steps=steps,
+        guidance_scale=_guidance(found, asked, model),
+        solver=_solver(found, asked, model),
+        width=width,
+        height=height,
+        seed=asked.seed if asked.HasField("seed") else choose_seed(),
+        cross_frame=asked.consistency.enabled if asked.consistency.HasField("enabled") else True,
+        adapter=_adapter(found, asked, model),
+        preview_interval=_preview_interval(found, asked, steps),
+    )
+
+
+def _steps(found: Findings, asked: pb.Settings, model: ServedModel) -> int:
+    steps = asked.steps if asked.HasField("steps") else model.manifest.defaults.steps
+    if not 1 <= steps <= model.manifest.limits.max_steps:
+        found.add(f"{_PATH}.steps", f"{steps} steps; ask for 1 to {model.manifest.limits.max_steps}")
+    return steps
+
+
+def _guidance(found: Findings, asked: pb.Settings, model: ServedModel) -> float:
+    scale = asked.guidance_scale if asked.HasField("guidance_scale") else model.manifest.defaults.guidance_scale
+    if not (math.isfinite(scale) and _MIN_GUIDANCE <= scale <= _MAX_GUIDANCE):
+        found.add(
+            f"{_PATH}.guidance_scale",
+            f"{scale:g} is not a guidance scale; use {_MIN_GUIDANCE:g} (off) to {_MAX_GUIDANCE:g}",
+        )
+    return scale
+
+
+def _solver(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
+    if asked.solver == pb.SOLVER_UNSPECIFIED:
+        return model.manifest.defaults.solver
+    for name, number in SOLVERS.items():
+        if number == asked.solver:
+            return name
+    known = ", ".join(pb.Solver.Name(number) for number in SOLVERS.values())
+    found.add(f"{_PATH}.solver", f"solver number {int(asked.solver)} is unknown; use one of {known}")
+    return model.manifest.defaults.solver
+
+
+def _size(found: Findings, asked: pb.Settings, model: ServedModel) -> tuple[int, int]:
+    defaults = model.manifest.defaults
+    width = asked.width if asked.HasField("width") else defaults.width
+    height = asked.height if asked.HasField("height") else defaults.height
+    if (width, height) not in model.manifest.sizes:
+        path = f"{_PATH}.width" if asked.HasField("width") else f"{_PATH}.height"
+        allowed = ", ".join(f"{w}x{h}" for w, h in model.manifest.sizes)
+        found.add(path, f"{model.name} does not make {width}x{height} pictures; use one of {allowed}")
+    return width, height
+
+
+def _adapter(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
+    adapter = asked.consistency.adapter or model.default_adapter
+    if adapter not in model.adapters:
+        found.add(
+            f"{_PATH}.consistency.adapter",
+            f"{model.name} has no such adapter; use one of {', '.join(model.adapters)} "
+            f"({NO_ADAPTER} leaves the weights as they are)",
+        )
+    return adapter
+
+
+def _preview_interval(found: Findings, asked: pb.Settings, steps: int) -> int:
+    if asked.preview_interval > steps:
+        found.add(
+            f"{_PATH}.preview_interval",
+            f"a preview every {asked.preview_interval} steps never comes in {steps} steps; use 0 (none) to {steps}",
+        )
+    return asked.preview_interval

@@ -1,0 +1,94 @@
+"""Checks a story from the wire against a model's facts, and fills in every default.
+
+Pure: the same message, catalog and seed give the same plan. Every bad field is found at once, and nothing that is bad
+reaches the engine. Lengths are checked before any text is looked at closely, so that a hostile message costs little.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from storyloom.v1 import story_pb2 as pb
+from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.noise import frame_seed
+from storyloom_model.prompts import ComposedPrompt
+
+from storyloom_server.catalog import ModelCatalog, ServedModel
+from storyloom_server.settings import ResolvedSettings, resolve_settings
+from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text
+from storyloom_server.violations import Findings, Violation
+
+MAX_TITLE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StoryPlan:
+    """A story that passed every check.
+
+    ``job`` is what the engine gets, ``settings`` the wire form of the settings with every default filled in.
+    """
+
+    model: str
+    job: StoryJob
+    settings: pb.Settings
+    preview_interval: int
+
+    @property
+    def frame_seeds(self) -> list[int]:
+        """Seed of each frame."""
+        return [frame.seed for frame in self.job.frames]
+
+
+def random_seed() -> int:
+    """A seed for a story that brings none: 63 random bits, so that it also fits a signed integer."""
+    return secrets.randbits(63)
+
+
+def plan_story(
+    story: pb.Story, catalog: ModelCatalog, choose_seed: Callable[[], int] = random_seed
+) -> StoryPlan | Sequence[Violation]:
+    """Checks ``story`` and plans its generation.
+
+    Returns:
+        The plan, or every violation found. With an unknown model, the rest is checked by the default model's rules.
+    """
+    found = Findings()
+    model = catalog.find(story.settings.model)
+    if model is None:
+        found.add("story.settings.model", f"is not served here; use one of {', '.join(catalog.names)}")
+        model = catalog.default
+    check_text(found, "story.title", story.title, limit=MAX_TITLE)
+    check_text(found, "story.style", story.style)
+    check_negative_prompt(found, story.negative_prompt, model)
+    cast = check_cast(found, story, model.manifest.limits.max_characters)
+    composed = check_frames(found, story, cast, model)
+    settings = resolve_settings(found, story.settings, model, choose_seed)
+    if found:
+        return found.violations
+    return _plan(story, model, settings, composed)
+
+
+def _plan(
+    story: pb.Story, model: ServedModel, settings: ResolvedSettings, composed: Sequence[ComposedPrompt]
+) -> StoryPlan:
+    seeds = [
+        frame.seed if frame.HasField("seed") else frame_seed(settings.seed, index)
+        for index, frame in enumerate(story.frames)
+    ]
+    job = StoryJob(
+        frames=tuple(FrameJob(prompt, seed) for prompt, seed in zip(composed, seeds, strict=True)),
+        negative_prompt=story.negative_prompt,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        solver=settings.solver,
+        width=settings.width,
+        height=settings.height,
+        adapter=settings.adapter,
+        cross_frame=settings.cross_frame,
+    )
+    return StoryPlan(
+        model=model.name,
+        job=job,
+        settings=settings.to_wire(model.name),
+        preview_interval=settings.preview_interval,
+    )

@@ -1,0 +1,106 @@
+"""The real model behind the real server: a story's pictures do not depend on what else the server is doing."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from storyloom.v1 import story_pb2 as pb
+
+from tests.server.serving import ServerProcess, generate, serving
+
+
+@pytest.fixture(scope="module")
+def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("real"), tiny_package, "--max-rows", "16", backend=None) as running:
+        yield running
+
+
+@pytest.fixture
+def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
+
+
+def story(seed: int, steps: int, *prompts: str, **settings: Any) -> pb.Story:
+    return pb.Story(
+        characters=[pb.Character(name="mia", description="a girl with red hair")],
+        frames=[pb.Frame(prompt=prompt) for prompt in prompts],
+        settings=pb.Settings(seed=seed, steps=steps, **settings),
+    )
+
+
+def pictures(events: Any) -> NDArray[np.int16]:
+    """Pictures of a story in frame order, [frames, height, width, 3]."""
+    frames = {event.frame.frame_index: event.frame.image.png for event in events if event.HasField("frame")}
+    return np.stack([np.asarray(Image.open(io.BytesIO(frames[index]))) for index in sorted(frames)]).astype(np.int16)
+
+
+def test_neighbours_that_come_and_go_do_not_change_a_story(channel: grpc.Channel) -> None:
+    first = story(7, 24, "{mia} walks in the park", "{mia} sits", "a dog")
+    second = story(8, 9, "{mia} on a dog", "an old man", guidance_scale=2.0, solver=pb.SOLVER_EULER)
+    alone = [pictures(generate(channel, asked)) for asked in (first, second)]
+
+    running = generate(channel, first)
+    seen = [next(running)]
+    while seen[-1].progress.step < 2:
+        seen.append(next(running))
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(lambda: list(generate(channel, second)))
+        left = generate(channel, story(9, 50, "{mia}"))
+        next(left)
+        while next(left).progress.step < 2:
+            pass
+        left.cancel()
+        seen += running
+        together = [pictures(seen), pictures(beside.result(timeout=30))]
+
+    for apart, joined in zip(alone, together, strict=True):
+        assert np.abs(apart - joined).max() <= 1
+        assert len({frame.tobytes() for frame in apart}) == len(apart)
+
+
+def test_seed_decides_the_pictures(channel: grpc.Channel) -> None:
+    same, again, other = (
+        pictures(generate(channel, story(seed, 3, "{mia} walks", "{mia} sits"))) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(same, again)
+    assert np.abs(same - other).max() > 8
+
+
+def test_a_frame_keeps_its_seed_when_frames_are_taken_from_its_story(channel: grpc.Channel) -> None:
+    events = list(generate(channel, story(5, 2, "{mia} walks", "a dog")))
+    seeds = events[0].accepted.frame_seeds
+    separate = story(0, 2, "a dog", consistency=pb.Consistency(enabled=False))
+    separate.frames[0].seed = seeds[1]
+    together = story(5, 2, "{mia} walks", "a dog", consistency=pb.Consistency(enabled=False))
+    assert np.abs(pictures(generate(channel, together))[1] - pictures(generate(channel, separate))[0]).max() <= 1
+
+
+@pytest.mark.parametrize("adapter", ["amsa-mask", "amsa", "none"])
+@pytest.mark.parametrize("solver", [pb.SOLVER_DDIM, pb.SOLVER_EULER, pb.SOLVER_UNIPC])
+def test_every_solver_and_adapter_makes_pictures_and_previews(
+    channel: grpc.Channel, adapter: str, solver: pb.Solver
+) -> None:
+    asked = story(
+        3,
+        3,
+        "{mia} walks",
+        "{mia} sits",
+        solver=solver,
+        consistency=pb.Consistency(adapter=adapter),
+        preview_interval=1,
+        width=96,
+        height=64,
+    )
+    events = list(generate(channel, asked))
+    assert pictures(events).shape == (2, 64, 96, 3)
+    previews = [event.preview for event in events if event.HasField("preview")]
+    assert [(preview.step, preview.frame_index) for preview in previews] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all(preview.image.png.startswith(b"\x89PNG") for preview in previews)
