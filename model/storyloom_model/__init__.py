@@ -1,0 +1,20 @@
+"""Story methods on diffusers modules: encode, step, decode.
+
+``jobs``, ``noise``, ``prompts`` and ``package`` load without torch, so that a process which only checks requests stays
+small. Import the engine from ``storyloom_model.denoiser``.
+"""
+
+from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.prompts import ComposedPrompt, PromptError, check_prompt, compose
+
+__all__ = [
+    "ComposedPrompt",
+    "FrameJob",
+    "ModelPackage",
+    "PackageError",
+    "PromptError",
+    "StoryJob",
+    "check_prompt",
+    "compose",
+]

@@ -1,0 +1,189 @@
+"""Auto-mask self-attention (AMSA) of Storynizor, as attention processors of a diffusers UNet.
+
+The processors hold no state. All that a pass needs and leaves behind is in a ``StoryAttention``, handed to the UNet as
+``cross_attention_kwargs={"story": story}``; without one the processors do what diffusers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from storyloom_kernels import GroupLayout, cross_attention_with_maps, cross_frame_attention
+from torch import Tensor
+from torch.nn import functional as F
+
+from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
+
+
+class StoryAttention:
+    """One UNet pass over R rows in groups. Make a new one for every pass.
+
+    A self-attention layer takes its masks from the mean map of all cross-attention layers before it in the pass. A
+    layer that has none before it takes them from ``first_mask`` if given, else from ``previous_maps`` if given, else
+    its frames see only themselves.
+
+    Args:
+        layout: the groups of the R rows.
+        latent_size: height and width of the latents.
+        token_mask: [R, K, T], non-zero where a token belongs to a character. Rows that nobody takes maps from are
+            ignored.
+        previous_maps: [S, K, h, w], ``average_maps()`` of the step before; 0 for rows that have none.
+        first_mask: [S, h, w], the true foreground, to train with.
+        cross_frame: False switches attention across frames off, for all groups or for each.
+        mask_rows: for each row, the row whose maps give its masks; None: each row its own. The S rows that are named
+            here, in ascending order, are the source rows.
+        rule: how maps become masks.
+
+    Raises:
+        ValueError: something does not fit the layout.
+    """
+
+    def __init__(
+        self,
+        layout: GroupLayout,
+        latent_size: Size,
+        token_mask: Tensor,
+        *,
+        previous_maps: Tensor | None = None,
+        first_mask: Tensor | None = None,
+        cross_frame: bool | Sequence[bool] = True,
+        mask_rows: Sequence[int] | None = None,
+        rule: ForegroundRule | None = None,
+    ) -> None:
+        switches = [cross_frame] * len(layout.frames) if isinstance(cross_frame, bool) else list(cross_frame)
+        rows = list(range(layout.rows)) if mask_rows is None else list(mask_rows)
+        if token_mask.shape[0] != layout.rows or len(rows) != layout.rows or len(switches) != len(layout.frames):
+            raise ValueError(
+                f"the layout has {layout.rows} rows in {len(layout.frames)} groups; got {token_mask.shape[0]} rows of "
+                f"token_mask, {len(rows)} mask_rows and {len(switches)} switches"
+            )
+        sources = sorted(set(rows))
+        for name, given in (("previous_maps", previous_maps), ("first_mask", first_mask)):
+            if given is not None and (given.shape[0], *given.shape[-2:]) != (len(sources), *latent_size):
+                raise ValueError(f"{name} must have {len(sources)} rows of {latent_size}; got {list(given.shape)}")
+        self.layout = layout
+        self.latent_size = latent_size
+        self.token_mask = token_mask
+        self.crosses_frames = any(switches)
+        self._previous_maps = previous_maps
+        self._first_mask = first_mask
+        self._rule = rule or ForegroundRule()
+        self._stack = MapStack()
+        device = token_mask.device
+        self._sources = None if len(sources) == layout.rows else torch.tensor(sources, device=device)
+        self._source_of_row = torch.tensor([sources.index(row) for row in rows], device=device)
+        on = [switch for switch, frames in zip(switches, layout.frames, strict=True) for _ in range(frames)]
+        self._on = torch.tensor(on, device=device)[:, None]
+
+    @property
+    def layer_maps(self) -> list[LayerMap]:
+        """Maps of every cross-attention layer that has run, in order, [S, K, N] each, with gradient."""
+        return self._stack.layers
+
+    def average_maps(self) -> Tensor:
+        """Mean over all layers at the latents' size, [S, K, h, w], without gradient: ``previous_maps`` of the next
+        step.
+        """
+        return self._stack.average(self.latent_size)
+
+    def record(self, maps: Tensor) -> None:
+        """Takes the maps [R, K, N] of a cross-attention layer."""
+        values = maps if self._sources is None else maps[self._sources]
+        self._stack.add(values, layer_size(self.latent_size, maps.shape[-1]))
+
+    @torch.no_grad()
+    def mask(self, positions: int) -> Tensor | None:
+        """The foreground that a self-attention layer shows to other frames: bool [R, N], or None where there is
+        none.
+        """
+        size = layer_size(self.latent_size, positions)
+        if not self.crosses_frames:
+            return None
+        if self._stack.layers:
+            masks = united_mask(self._stack.average(size), self._rule)
+        elif self._first_mask is not None:
+            pooled = F.adaptive_avg_pool2d(self._first_mask.float()[:, None], size)
+            masks = pooled.flatten(1) > 0.5
+        elif self._previous_maps is not None:
+            masks = united_mask(resize(self._previous_maps, size), self._rule)
+        else:
+            return None
+        return masks[self._source_of_row] & self._on
+
+
+_PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+
+
+class StorySelfAttention:
+    """Self-attention that sees the foreground of the other frames of its story."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        story: StoryAttention | None = None,
+    ) -> Tensor:
+        mask = None if story is None else story.mask(hidden_states.shape[1])
+        if story is None or mask is None:
+            plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
+        q, k, v = (_heads(attn, project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        return _output(attn, cross_frame_attention(q, k, v, mask, story.layout))
+
+
+class StoryCrossAttention:
+    """Text cross-attention, unchanged, that leaves the characters' maps behind."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        story: StoryAttention | None = None,
+    ) -> Tensor:
+        if story is None or encoder_hidden_states is None:
+            plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
+        q = _heads(attn, attn.to_q(hidden_states))
+        k, v = (_heads(attn, project(encoder_hidden_states)) for project in (attn.to_k, attn.to_v))
+        out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
+        story.record(maps)
+        return _output(attn, out)
+
+
+def install_story_attention(unet: Any) -> None:
+    """Puts the processors into a UNet2DConditionModel, once. Weights and plain calls stay what they were.
+
+    Raises:
+        ValueError: the UNet has attention layers of a kind that AMSA is not defined for.
+    """
+    for name, module in unet.named_modules():
+        if not isinstance(module, Attention):
+            continue
+        extras = (module.group_norm, module.spatial_norm, module.norm_q, module.norm_k, module.norm_cross)
+        if any(extra is not None for extra in extras) or module.residual_connection or module.added_kv_proj_dim:
+            raise ValueError(
+                f"{name} is not a plain transformer attention; use a UNet in the form of Stable Diffusion's"
+            )
+        processor: Any = StoryCrossAttention() if module.is_cross_attention else StorySelfAttention()
+        module.set_processor(processor)
+
+
+def _heads(attn: Attention, projected: Tensor) -> Tensor:
+    """[R, N, H * d] -> [R, H, N, d]."""
+    rows, positions, _ = projected.shape
+    return projected.view(rows, positions, attn.heads, -1).transpose(1, 2)
+
+
+def _output(attn: Attention, attended: Tensor) -> Tensor:
+    """[R, H, N, d] -> [R, N, C], through the layer's output projection and dropout."""
+    out: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
+    return torch.div(out, attn.rescale_output_factor)

@@ -1,0 +1,85 @@
+"""The weights of a model package: loading and saving the diffusers and transformers modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from storyloom_model.manifest import Manifest
+from storyloom_model.package import ModelPackage, write_manifest
+
+
+@dataclass(slots=True)
+class Components:
+    """The modules of a package. ``scheduler`` holds the noise schedule; each story builds its own solver from it."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+
+
+def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
+    """Loads every module of a package in evaluation mode, from its own files, safetensors only.
+
+    Args:
+        package: a checked package.
+        device: where the modules go, such as "cpu" or "cuda:0".
+        dtype: of all weights.
+    """
+
+    def load(module: Any, part: str, dtype_option: str = "torch_dtype") -> Any:
+        options = {dtype_option: dtype, "local_files_only": True, "use_safetensors": True}
+        return module.from_pretrained(package.folder / part, **options).to(device).eval().requires_grad_(False)
+
+    schedulers: Any = DDIMScheduler
+    return Components(
+        unet=load(UNet2DConditionModel, "unet"),
+        vae=load(AutoencoderKL, "vae"),
+        text_encoder=load(CLIPTextModel, "text_encoder", "dtype"),
+        tokenizer=package.load_tokenizer(),
+        scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
+    )
+
+
+def save_package(
+    folder: Path,
+    manifest: Manifest,
+    components: Components,
+    adapters: Mapping[str, Mapping[str, torch.Tensor]],
+    dtype: torch.dtype | None = None,
+) -> ModelPackage:
+    """Writes a complete package and checks it.
+
+    Args:
+        folder: made if need be; files of the same names are replaced.
+        manifest: its ``adapters`` say where each adapter goes.
+        components: the modules to write. With ``dtype`` they are converted in place.
+        adapters: by name, weights by UNet parameter name.
+        dtype: storage type of the weights; None keeps what they have.
+
+    Raises:
+        ValueError: the adapters are not the manifest's.
+    """
+    if set(adapters) != set(manifest.adapters):
+        raise ValueError(f"the manifest lists adapters {sorted(manifest.adapters)}, weights are for {sorted(adapters)}")
+    for part in ("unet", "vae", "text_encoder"):
+        module = getattr(components, part)
+        (module if dtype is None else module.to(dtype)).save_pretrained(folder / part, safe_serialization=True)
+    components.tokenizer.save_pretrained(folder / "tokenizer")
+    components.scheduler.save_pretrained(folder / "scheduler")
+    for name, weights in adapters.items():
+        file = folder / manifest.adapters[name]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kept = {key: value.detach().to(dtype=dtype or value.dtype).contiguous() for key, value in weights.items()}
+        save_file(kept, file)
+    write_manifest(folder, manifest)
+    return ModelPackage.load(folder)

@@ -1,0 +1,181 @@
+"""The engine of one model package: encode, step, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from storyloom_model.adapters import load_adapter, with_adapter
+from storyloom_model.attention import install_story_attention
+from storyloom_model.batch import predict
+from storyloom_model.components import Components, load_components
+from storyloom_model.decoder import Decoder
+from storyloom_model.encoder import TextEncoder
+from storyloom_model.jobs import StoryJob
+from storyloom_model.manifest import Manifest
+from storyloom_model.maps import ForegroundRule
+from storyloom_model.noise import initial_noise
+from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.solvers import SOLVERS, Solver, check_schedule
+from storyloom_model.state import CompatibilityKey, StoryState
+
+
+class JobError(ValueError):
+    """A story cannot be made with this model package. The message says what to change."""
+
+
+class Denoiser:
+    """A loaded model package. Every call is pure with respect to other stories; none needs a lock, none takes one.
+
+    On the CPU, matrix products round differently for different numbers of rows, which is enough to flip a position of a
+    mask and with it visible pixels. There a batch step therefore makes one UNet call per story (time per row does not
+    fall above four rows), and a story's latents are bitwise those of a run alone. On other devices all stories share
+    one call.
+
+    Args:
+        package: a checked package.
+        components: its modules, in evaluation mode.
+        one_call: True makes all stories share a UNet call, False gives each its own; None chooses by device.
+
+    Raises:
+        PackageError: the package's adapters, noise schedule, sizes or limits do not fit its modules.
+    """
+
+    def __init__(self, package: ModelPackage, components: Components, *, one_call: bool | None = None) -> None:
+        self.manifest: Manifest = package.manifest
+        self._unet = components.unet
+        self._schedule = components.scheduler
+        self._one_call = components.unet.device.type != "cpu" if one_call is None else one_call
+        self._rule = ForegroundRule(self.manifest.attention.threshold, self.manifest.attention.value)
+        try:
+            check_schedule(self._schedule)
+            install_story_attention(self._unet)
+        except ValueError as error:
+            raise PackageError(f"{package.folder}: {error}") from error
+        self._unets = {None: self._unet} | {
+            name: with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
+            for name in self.manifest.adapters
+        }
+        self._text_encoder = TextEncoder(components.tokenizer, components.text_encoder)
+        self._decoder = Decoder(components.vae)
+        self._check_package(components.tokenizer.model_max_length)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        one_call: bool | None = None,
+    ) -> Self:
+        """Loads a model package.
+
+        Args:
+            folder: of the package.
+            device: such as "cpu" or "cuda:0".
+            dtype: of the weights; latents and solvers stay float32.
+            one_call: see the class.
+
+        Raises:
+            PackageError: the folder is not a usable package.
+        """
+        package = ModelPackage.load(folder)
+        return cls(package, load_components(package, device, dtype), one_call=one_call)
+
+    @torch.inference_mode()
+    def encode(self, job: StoryJob) -> StoryState:
+        """Starts a story: text embeddings, the characters' tokens, the initial noise of every frame.
+
+        Raises:
+            JobError: the job asks for what this package cannot do.
+        """
+        self._check(job)
+        prompts = [frame.prompt for frame in job.frames]
+        text = self._text_encoder.embed([prompt.text for prompt in prompts])
+        if job.guided:
+            negative = self._text_encoder.embed([job.negative_prompt])
+            text = torch.cat([negative.expand_as(text), text])
+        latent_size = (job.height // self._decoder.factor, job.width // self._decoder.factor)
+        noise = initial_noise([frame.seed for frame in job.frames], (self._decoder.channels, *latent_size))
+        solver = Solver(job.solver, self._schedule, job.steps)
+        latents = solver.start(noise.to(text.device))
+        return StoryState(
+            job=job,
+            key=CompatibilityKey(
+                model=self.manifest.name,
+                width=job.width,
+                height=job.height,
+                adapter=Manifest.adapter_key(job.adapter),
+                dtype=str(text.dtype),
+            ),
+            solver=solver,
+            latents=latents,
+            text=text,
+            token_mask=self._text_encoder.token_mask(prompts, job.characters),
+            predicted=torch.zeros_like(latents),
+        )
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[StoryState]) -> None:
+        """Advances every story by one step of its own solver, in place.
+
+        A story whose latents turn non-finite gets ``error`` and leaves the others as they are.
+
+        Args:
+            states: stories of one compatibility key, none done or failed. Steps, timesteps, solvers, frame counts and
+                guidance may differ.
+
+        Raises:
+            ValueError: the stories cannot take a step together.
+        """
+        if not states or len({state.key for state in states}) != 1:
+            raise ValueError("a batch step takes at least one story, all of one compatibility key")
+        if any(state.done or state.error is not None for state in states):
+            raise ValueError("a story that is done or has failed takes no more steps")
+        unet = self._unets[states[0].key.adapter]
+        for together in [states] if self._one_call else [[state] for state in states]:
+            for state, prediction in zip(together, predict(unet, together, self._rule), strict=True):
+                state.latents, state.predicted = state.solver.advance(state.latents, prediction)
+                if not torch.isfinite(state.latents).all():
+                    state.error = f"the latents became non-finite at step {state.step_index} of {state.steps}"
+
+    @torch.inference_mode()
+    def decode(self, state: StoryState, frames: Sequence[int]) -> NDArray[np.uint8]:
+        """The pictures of some frames of a story that is done: uint8 [len(frames), height, width, 3]."""
+        return self._decoder.pictures(state.latents[list(frames)])
+
+    @torch.inference_mode()
+    def preview(self, state: StoryState, frames: Sequence[int]) -> NDArray[np.uint8]:
+        """Rough pictures of what some frames will be, at the latents' size: uint8 [len(frames), h, w, 3].
+
+        They show the end that the last step expects, through a linear projection from latents to colours.
+        """
+        return self._decoder.previews(state.predicted[list(frames)])
+
+    def _check_package(self, tokens: int) -> None:
+        factor = self._decoder.factor
+        if self.manifest.limits.max_prompt_tokens > tokens:
+            raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
+        if any(pixels % factor for size in self.manifest.sizes for pixels in size):
+            raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
+
+    def _check(self, job: StoryJob) -> None:
+        manifest = self.manifest
+        if not job.frames:
+            raise JobError("the story has no frames; add one")
+        if Manifest.adapter_key(job.adapter) not in self._unets:
+            known = ", ".join((*manifest.adapters, "none"))
+            raise JobError(f"{manifest.name} has no adapter called {job.adapter}; use one of {known}")
+        if job.solver not in SOLVERS:
+            raise JobError(f"unknown solver {job.solver}; use one of {', '.join(SOLVERS)}")
+        if not 1 <= job.steps <= manifest.limits.max_steps:
+            raise JobError(f"{job.steps} steps; {manifest.name} takes 1 to {manifest.limits.max_steps}")
+        if (job.width, job.height) not in manifest.sizes:
+            sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
+            raise JobError(f"size {job.width}x{job.height} is not served; use one of {sizes}")

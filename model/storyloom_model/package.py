@@ -1,0 +1,102 @@
+"""Model packages on disk: a folder in diffusers layout with a ``storyloom.yaml``. Loads without torch.
+
+storyloom.yaml  unet/  vae/  text_encoder/  tokenizer/  scheduler/  and the adapters' files
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import ValidationError
+
+from storyloom_model.manifest import Manifest
+
+MANIFEST_FILE = "storyloom.yaml"
+COMPONENTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+"""Folders of a package, and the file that must be in each."""
+
+
+class PackageError(Exception):
+    """A folder is not a usable model package. The message names the file and says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPackage:
+    """A checked package: its folder and its manifest. Weights are not read until something asks for them."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads and checks a package.
+
+        Raises:
+            PackageError: a file is missing, or the manifest is not valid.
+        """
+        package = cls(folder, read_manifest(folder))
+        files = [Path(part, file) for part, file in COMPONENTS.items()]
+        files += [Path(file) for file in package.manifest.adapters.values()]
+        missing = [str(file) for file in files if not (folder / file).is_file()]
+        if missing:
+            raise PackageError(
+                f"{folder} lacks {', '.join(missing)}; copy the complete package, or fix {MANIFEST_FILE}"
+            )
+        return package
+
+    def adapter_file(self, name: str) -> Path:
+        """The file of an adapter.
+
+        Raises:
+            PackageError: the package has no adapter of this name.
+        """
+        if name not in self.manifest.adapters:
+            known = ", ".join((*self.manifest.adapters, "none"))
+            raise PackageError(f"{self.manifest.name} has no adapter called {name}; use one of {known}")
+        return self.folder / self.manifest.adapters[name]
+
+    def load_tokenizer(self) -> Any:
+        """Loads the package's fast CLIP tokenizer from its own files, never from a hub."""
+        from transformers import CLIPTokenizer  # Takes a second: only for those who tokenize.
+
+        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads ``storyloom.yaml`` of a package.
+
+    Raises:
+        PackageError: the file is missing, is not YAML, or breaks the schema; every violation is listed.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PackageError(f"{file} cannot be read ({error.strerror}); give the folder of a model package") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PackageError(f"{file} is not valid YAML: {error}") from error
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {_place(detail['loc'])}: {detail['msg']}" for detail in error.errors()]
+        raise PackageError("\n".join((f"{file} is not a valid manifest:", *lines))) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes ``storyloom.yaml`` into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = manifest.model_dump(mode="json", exclude_none=True)
+    (folder / MANIFEST_FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "storyloom.yaml"

@@ -1,0 +1,111 @@
+"""Solvers: one object per story, built on diffusers' schedulers from the package's noise schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+SOLVERS: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+class Solver:
+    """Takes a story from noise to its latents. All three solvers are deterministic; DDIM runs with eta 0.
+
+    Args:
+        name: a key of ``SOLVERS``.
+        schedule: the package's scheduler, which is only read.
+        steps: denoising steps.
+
+    Raises:
+        ValueError: the name is unknown, or the schedule cannot be solved.
+    """
+
+    def __init__(self, name: str, schedule: Any, steps: int) -> None:
+        if name not in SOLVERS:
+            raise ValueError(f"unknown solver {name}; use one of {', '.join(SOLVERS)}")
+        check_schedule(schedule)
+        self._scheduler = SOLVERS[name].from_config(schedule.config)
+        self._scheduler.set_timesteps(steps)
+        _drop_surplus_step(self._scheduler, steps)
+        self._timesteps: list[float] = self._scheduler.timesteps.tolist()
+        self.index = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return len(self._timesteps)
+
+    @property
+    def timestep(self) -> float:
+        """Time of the next step, as the UNet takes it."""
+        return self._timesteps[self.index]
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Standard normal noise -> the first latents, scaled as this solver wants them."""
+        return torch.mul(noise, float(self._scheduler.init_noise_sigma))
+
+    def model_input(self, latents: Tensor) -> Tensor:
+        """The latents with unit variance, as the UNet takes them."""
+        scaled: Tensor = self._scheduler.scale_model_input(latents, self._now())
+        return scaled
+
+    def advance(self, latents: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes a step.
+
+        Args:
+            latents: [F, C, h, w], float32.
+            prediction: what the UNet said for ``model_input(latents)``, same shape, guidance applied.
+
+        Returns:
+            The next latents, and the final latents as this step predicts them; both [F, C, h, w].
+        """
+        clean = self._clean(self.model_input(latents), prediction)
+        stepped: Tensor = self._scheduler.step(prediction, self._now(), latents, return_dict=False)[0]
+        self.index += 1
+        return stepped, clean
+
+    def _now(self) -> Any:
+        return self._scheduler.timesteps[self.index]
+
+    def _clean(self, noisy: Tensor, prediction: Tensor) -> Tensor:
+        kind = self._scheduler.config.prediction_type
+        alpha_squared = float(self._scheduler.alphas_cumprod[round(self.timestep)])
+        alpha, sigma = math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared)
+        clean = alpha * noisy - sigma * prediction if kind == "v_prediction" else (noisy - sigma * prediction) / alpha
+        return clean
+
+
+def _drop_surplus_step(scheduler: Any, steps: int) -> None:
+    """Takes back the step that diffusers' trailing spacing adds for some counts (61 for one) by rounding in ``arange``.
+
+    That step's time is -1, which is no time: DDIM would read it as the noisiest one.
+    """
+    if len(scheduler.timesteps) == steps:
+        return
+    scheduler.timesteps = scheduler.timesteps[:steps]
+    scheduler.num_inference_steps = steps
+    if isinstance(scheduler, DDIMScheduler):
+        return
+    scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+
+
+def check_schedule(schedule: Any) -> None:
+    """Refuses a noise schedule that no solver here can run.
+
+    Raises:
+        ValueError: the prediction type is neither v_prediction nor epsilon; or it is epsilon at zero terminal
+            signal-to-noise ratio, where the first step would divide by zero.
+    """
+    config = schedule.config
+    if config.prediction_type not in ("v_prediction", "epsilon"):
+        raise ValueError(f"prediction type {config.prediction_type} is not supported; use v_prediction or epsilon")
+    if config.prediction_type == "epsilon" and config.rescale_betas_zero_snr:
+        raise ValueError("epsilon prediction has no solution at zero terminal SNR; train with v_prediction")

@@ -1,0 +1,67 @@
+"""A story between its encoding and its last decoded frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from storyloom_model.jobs import StoryJob
+from storyloom_model.solvers import Solver
+
+
+@dataclass(frozen=True, slots=True)
+class CompatibilityKey:
+    """What stories must share to take a step in one UNet call. Sizes in pixels; ``adapter`` None: base weights."""
+
+    model: str
+    width: int
+    height: int
+    adapter: str | None
+    dtype: str
+
+
+@dataclass(slots=True, eq=False)
+class StoryState:
+    """All that one story carries from step to step. F frames, K characters, T tokens, D text width.
+
+    ``latents`` and ``predicted`` are [F, C, h, w] float32, as the solver wants them and as the last step expects the
+    end to be. ``text`` is [rows, T, D], the negative prompt's rows first if the story is guided. ``token_mask`` is
+    bool [F, K, T]. ``previous_maps`` is [F, K, h, w], None until the first step. ``error`` says what went wrong with
+    this story alone.
+    """
+
+    job: StoryJob
+    key: CompatibilityKey
+    solver: Solver
+    latents: Tensor
+    text: Tensor
+    token_mask: Tensor
+    predicted: Tensor
+    previous_maps: Tensor | None = None
+    error: str | None = None
+
+    @property
+    def step_index(self) -> int:
+        """Denoising steps done."""
+        return self.solver.index
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps in all."""
+        return self.solver.steps
+
+    @property
+    def done(self) -> bool:
+        """True after the last step."""
+        return self.solver.index >= self.solver.steps
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch step: frames times guidance branches."""
+        return self.job.rows
+
+    @property
+    def crosses_frames(self) -> bool:
+        """True when frames of this story can see each other."""
+        return self.job.cross_frame and len(self.job.frames) > 1 and self.token_mask.shape[1] > 0
