@@ -1,0 +1,1 @@
+"""Latency measurements on the real server and engine."""
