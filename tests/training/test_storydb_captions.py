@@ -52,13 +52,23 @@ def test_what_a_description_states_is_in_its_words(index: int, variant: int) -> 
 
 
 @given(INDICES)
-def test_every_caption_names_its_scene_and_framing(index: int) -> None:
+def test_every_caption_names_its_scene_and_no_other_framing(index: int) -> None:
     group = sample_group(Split.TRAIN, index)
     texts = tuple(description.text for description in describe_cast(group))
     for frame in group.frames:
         text = write_caption(Random(index), frame, texts).text  # noqa: S311
         assert any(place in text for place in words.SCENES[frame.scene])
-        assert text.startswith(words.FRAMINGS[frame.framing])
+        said = {name for name, phrases in words.FRAMINGS.items() if text.startswith(phrases)}
+        assert said <= {frame.framing}
+
+
+def test_most_captions_name_their_framing_and_some_leave_it_open() -> None:
+    frame = sample_group(Split.TRAIN, 0).frames[0]
+    named = [
+        write_caption(Random(draw), frame, ("a man",) * len(frame.poses)).text.startswith(words.FRAMINGS[frame.framing])  # noqa: S311
+        for draw in range(200)
+    ]
+    assert 0.7 < sum(named) / 200 < 1
 
 
 @given(INDICES, st.integers(0, 15))
