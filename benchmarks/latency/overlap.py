@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from storyloom import Settings, Story, StoryClient
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
@@ -53,7 +54,17 @@ def measure_server(model: Path, frames: int, steps: int, repeats: int) -> dict[s
     """Times one story and two, in turns, on one server process."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
-        command = [sys.executable, "-m", "storyloom_server", "--model", str(model), "--port", "0", "--ready-file", str(ready)]
+        command = [
+            sys.executable,
+            "-m",
+            "storyloom_server",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            "--ready-file",
+            str(ready),
+        ]
         server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.DEVNULL)
         try:
             while not ready.exists():

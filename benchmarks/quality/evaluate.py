@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from rich.progress import Progress
-from storyloom_model.denoiser import Denoiser
-from storyloom_training.storydb.picture import render
 
 from benchmarks.quality import metrics
 from benchmarks.quality.attributes import PERSON, Reading
 from benchmarks.quality.generate import Pictures, PictureStore, Sampling, Setting, make
 from benchmarks.quality.network import Reader
 from benchmarks.quality.stories import BenchStory
+from storyloom_model.denoiser import Denoiser
+from storyloom_training.storydb.picture import render
 
 RENDERS = "renders"  # the row of the true pictures
 BASELINE = "none"  # the setting that the others are compared with

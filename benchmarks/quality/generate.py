@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.quality.stories import BenchStory
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
-
-from benchmarks.quality.stories import BenchStory
 
 Pictures = npt.NDArray[np.uint8]  # [frames, height, width, 3] RGB
 

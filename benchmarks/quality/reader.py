@@ -21,10 +21,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from storyloom_training.config import MINI_128
-from storyloom_training.storydb.dataset import StoryDB
-from storyloom_training.storydb.groups import Split, sample_group
-from storyloom_training.storydb.picture import render
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,6 +28,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks.quality.attributes import HEADS, PERSON, VISIBLE, Reading, truth
 from benchmarks.quality.muon import Muon
 from benchmarks.quality.network import WEIGHTS, AttributeNet, Reader, to_input, whiten
+from storyloom_training.config import MINI_128
+from storyloom_training.storydb.dataset import StoryDB
+from storyloom_training.storydb.groups import Split, sample_group
+from storyloom_training.storydb.picture import render
 
 DATA = Path("runs") / MINI_128.name / "data"
 SETTING_WEIGHT = 0.3  # of scene, time, framing and pose, which are easy or not scored

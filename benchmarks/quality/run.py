@@ -20,14 +20,14 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from storyloom_model.denoiser import Denoiser
-from storyloom_model.package import ModelPackage, PackageError
 
 from benchmarks.quality import metrics, report
 from benchmarks.quality.evaluate import RENDERS, Result, document, make_stories, measure, render_stories
 from benchmarks.quality.generate import SETTINGS, PictureStore, Sampling, Setting, fingerprint
 from benchmarks.quality.network import WEIGHTS, Reader
 from benchmarks.quality.stories import BenchStory, bench_story
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.package import ModelPackage, PackageError
 
 SHOWN = 4  # stories on the contact sheet
 

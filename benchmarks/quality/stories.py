@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 
+from benchmarks.quality.attributes import PERSON, VISIBLE, read_as
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.captions import Description, describe_cast, write_caption
 from storyloom_training.storydb.groups import FrameRecord, Group, Split, sample_group
-
-from benchmarks.quality.attributes import PERSON, VISIBLE, read_as
 
 CHARACTER = "hero"
 _CANDIDATES = 20  # frames drawn per story, each in another scene; close-ups among them are passed over

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from storyloom_kernels import GroupLayout, cross_attention_with_maps, cross_frame_attention
 from torch import Tensor
 from torch.nn import functional as F
 
+from storyloom_kernels import GroupLayout, cross_attention_with_maps, cross_frame_attention
 from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from storyloom_kernels import GroupLayout
 from torch import Tensor
 
+from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.state import StoryState

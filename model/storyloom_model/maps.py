@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
-from storyloom_kernels import ForegroundMethod, foreground, union
 from torch import Tensor
 from torch.nn import functional as F
+
+from storyloom_kernels import ForegroundMethod, foreground, union
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in positions of a layer."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from storyloom_model.jobs import StoryJob
 
 

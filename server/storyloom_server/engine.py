@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from storyloom_model.jobs import StoryJob
 
+from storyloom_model.jobs import StoryJob
 from storyloom_server import logs, messages
 from storyloom_server.backend import Backend, State, load_backend
 from storyloom_server.logs import fields

@@ -6,8 +6,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 import grpc
-from storyloom.v1 import story_service_pb2 as pb
 
+from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors, messages
 from storyloom_server.images import encode_png
 from storyloom_server.validate import StoryPlan

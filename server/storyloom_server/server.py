@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_service_pb2, story_service_pb2_grpc
 
+from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_service_pb2, story_service_pb2_grpc
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine import EngineOptions, ModelSpec
 from storyloom_server.engine_client import EngineClient, EngineStatus

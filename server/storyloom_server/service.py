@@ -6,8 +6,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 import grpc
-from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_service_pb2, story_service_pb2_grpc
 
+from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_service_pb2, story_service_pb2_grpc
 from storyloom_server import errors, messages
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine_client import EngineClient, EngineStatus, OpenStory, QueueFullError

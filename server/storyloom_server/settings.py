@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.manifest import NO_ADAPTER
-
 from storyloom_server.catalog import SOLVERS, ServedModel
 from storyloom_server.violations import Findings
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model import prompts
-
 from storyloom_server.catalog import ServedModel
 from storyloom_server.violations import Findings
 

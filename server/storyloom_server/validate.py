@@ -12,7 +12,6 @@ from storyloom.v1 import story_pb2 as pb
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
 from storyloom_model.prompts import ComposedPrompt
-
 from storyloom_server.catalog import ModelCatalog, ServedModel
 from storyloom_server.settings import ResolvedSettings, resolve_settings
 from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text

@@ -2,7 +2,6 @@
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.jobs import StoryJob
-
 from storyloom_server.catalog import CatalogError, ModelCatalog, ServedModel
 from storyloom_server.validate import StoryPlan, plan_story
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storyloom_training.storydb.dataset import StoryDB
-from storyloom_training.storydb.groups import Split
 
 from benchmarks.quality import reader as training
 from benchmarks.quality.attributes import HEADS, VISIBLE
 from benchmarks.quality.muon import orthogonal
 from benchmarks.quality.network import AttributeNet, Reader, to_input, whiten
+from storyloom_training.storydb.dataset import StoryDB
+from storyloom_training.storydb.groups import Split
 
 SIZE = 64
 

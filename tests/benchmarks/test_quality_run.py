@@ -8,14 +8,14 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from storyloom_model.denoiser import Denoiser
-from storyloom_model.package import ModelPackage, PackageError
 
 from benchmarks.quality import run
 from benchmarks.quality.attributes import HEADS
 from benchmarks.quality.generate import SETTINGS, PictureStore, Sampling, batches, fingerprint, make
 from benchmarks.quality.network import AttributeNet, Reader
 from benchmarks.quality.stories import bench_story
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.package import ModelPackage, PackageError
 from tests.model.tiny import build_tiny_package
 
 STORIES, FRAMES = 3, 2

@@ -2,11 +2,11 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storyloom_training.storydb import vocabulary as words
-from storyloom_training.storydb.groups import Split, sample_group, split_of
 
 from benchmarks.quality.attributes import HEADS, PERSON, VISIBLE, read_as, truth
 from benchmarks.quality.stories import CHARACTER, bench_story
+from storyloom_training.storydb import vocabulary as words
+from storyloom_training.storydb.groups import Split, sample_group, split_of
 
 INDICES = st.integers(0, 5000)
 

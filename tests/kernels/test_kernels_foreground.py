@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from storyloom_kernels import foreground, normalise_maps, union
 
 values = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40)

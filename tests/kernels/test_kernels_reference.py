@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storyloom_kernels import GroupLayout, attention_maps, cross_attention_with_maps, cross_frame_attention
 from torch import Tensor
 from torch.nn import functional as F
+
+from storyloom_kernels import GroupLayout, attention_maps, cross_attention_with_maps, cross_frame_attention
 
 layouts = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(lambda frames: GroupLayout(tuple(frames)))
 seeds = st.integers(0, 2**32 - 1)

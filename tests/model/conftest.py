@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from storyloom_model.denoiser import Denoiser
 
+from storyloom_model.denoiser import Denoiser
 from tests.model.tiny import build_tiny_package
 
 

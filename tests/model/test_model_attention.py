@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from torch import Tensor
+
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention, install_story_attention
 from storyloom_model.maps import ForegroundRule
-from torch import Tensor
-
 from tests.model.tiny import tiny_unet
 
 FRAMES, CAST, TOKENS, SIZE = 3, 2, 10, (8, 8)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
-
 from tests.model.tiny import build_tiny_package, tiny_job
 
 

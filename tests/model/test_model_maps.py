@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from storyloom_model.maps import ForegroundRule, MapStack, layer_size, united_mask
 from torch.nn import functional as F
+
+from storyloom_model.maps import ForegroundRule, MapStack, layer_size, united_mask
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(0, 4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from storyloom_model.noise import frame_seed, initial_noise
 
 seeds = st.integers(0, 2**64 - 1)

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+
 from storyloom_model.components import load_components, save_package
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.manifest import Manifest
 from storyloom_model.package import ModelPackage, PackageError, read_manifest, write_manifest
-
 from tests.model.tiny import tiny_job, tiny_manifest
 
 

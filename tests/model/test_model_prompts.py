@@ -8,8 +8,8 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storyloom_model.prompts import ComposedPrompt, PromptError, check_prompt, compose, token_flags
 
+from storyloom_model.prompts import ComposedPrompt, PromptError, check_prompt, compose, token_flags
 from tests.model.tiny import tiny_tokenizer
 
 CAST = {"mia": "a girl with red hair", "bo": "an old man"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from storyloom_model.solvers import SOLVERS, Solver, check_schedule
 from torch import Tensor
 
+from storyloom_model.solvers import SOLVERS, Solver, check_schedule
 from tests.model.tiny import tiny_scheduler
 
 MEAN, SPREAD = 0.7, 0.5

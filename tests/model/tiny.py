@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.components import Components, save_package
 from storyloom_model.manifest import Manifest
 from storyloom_model.noise import frame_seed
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE = 64
 TOKENS = 77

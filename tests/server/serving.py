@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
 from storyloom.v1 import story_pb2, story_service_pb2, story_service_pb2_grpc
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server import messages
 from storyloom_server.engine import EngineOptions, ModelSpec
 from storyloom_server.engine_client import EngineClient, EngineStatus, OpenStory, QueueFullError
-
 from tests.server.serving import NULL_BACKEND, START_SECONDS, gone
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from storyloom.v1 import story_pb2 as pb
 
+from storyloom.v1 import story_pb2 as pb
 from tests.server.serving import ServerProcess, generate, serving
 
 

@@ -11,10 +11,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+
 from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.noise import frame_seed
-
 from tests.server.serving import ServerProcess, error_details, generate, serving, story, wait_until
 
 SERVICES = ("storyloom.v1.StoryService", "storyloom.v1.ModelService")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.noise import frame_seed
 from storyloom_server.catalog import CatalogError, ModelCatalog

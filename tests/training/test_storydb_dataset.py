@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from storyloom_training.storydb.dataset import MAX_PEOPLE, StoryDB
 from storyloom_training.storydb.groups import Split
 from storyloom_training.storydb.picture import render

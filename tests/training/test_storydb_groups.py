@@ -4,6 +4,7 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.groups import Split, sample_group, split_of
 from storyloom_training.storydb.people import sample_person

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.groups import FrameRecord, Group, Split, sample_group
 from storyloom_training.storydb.people import Garment

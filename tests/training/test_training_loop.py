@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from storyloom_training.loop import Ema, Losses, Stage, run
 
 

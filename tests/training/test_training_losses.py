@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from storyloom_training.losses import dice_loss, mask_perceptual_loss
 
 

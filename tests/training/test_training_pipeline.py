@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.package import ModelPackage
 from storyloom_model.prompts import ComposedPrompt, compose
 from storyloom_training.config import SMOKE
 from storyloom_training.package import write_package
@@ -72,3 +76,16 @@ def test_the_package_says_how_it_was_made(run_folder: Path) -> None:
     assert record["recipe"]["name"] == "smoke"
     assert {"vae", "base", "decoder"} <= set(record["stages"])
     assert record["stages"]["base"]["step"] == SMOKE.base.steps
+
+
+def test_training_goes_on_from_a_package(run_folder: Path, tmp_path: Path) -> None:
+    package = ModelPackage.load(run_folder / "package")
+    fewer = replace(SMOKE, base=replace(SMOKE.base, steps=1))
+    onward = Pipeline(fewer, tmp_path, package)
+    published = load_file(package.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    base = onward.base
+    for name, value in onward.vae.state_dict().items():
+        assert torch.equal(value.half(), published[name]), f"{name} of the kept autoencoder has changed"
+    before = load_file(package.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = max((value - before[name].float()).abs().max().item() for name, value in base.unet.state_dict().items())
+    assert 0 < moved < 0.01

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storyloom_training.tokenizer import corpus, train_tokenizer
 from transformers import CLIPTokenizer
+
+from storyloom_training.tokenizer import corpus, train_tokenizer
 
 TOKENIZER = train_tokenizer(corpus(600), 1600, 77)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from storyloom_model.package import ModelPackage
 from storyloom_training.config import RECIPES
 from storyloom_training.package import ADAPTERS, write_package
 from storyloom_training.pipeline import Pipeline
@@ -17,10 +18,12 @@ def main() -> None:
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument("--folder", type=Path, help="checkpoints, losses and samples; default runs/RECIPE")
     parser.add_argument("--out", type=Path, help="where the package goes; default FOLDER/package")
+    parser.add_argument("--start", type=Path, help="train on from this model package instead of from nothing")
     parser.add_argument("--until", choices=STAGES, default="package", help="stop after this stage")
     options = parser.parse_args()
     folder: Path = options.folder or Path("runs") / options.recipe
-    pipeline = Pipeline(RECIPES[options.recipe], folder)
+    start = ModelPackage.load(options.start) if options.start else None
+    pipeline = Pipeline(RECIPES[options.recipe], folder, start)
     match options.until:
         case "data":
             pipeline.data.prepare()

@@ -116,15 +116,14 @@ def train_base(
     recipe: Recipe,
     data: StoryDB,
     folder: Path,
+    model: TextToImage,
     tokenizer: CLIPTokenizer,
     vae: AutoencoderKL,
     latents: Tensor,
     scale: float,
 ) -> TextToImage:
-    """Trains on `latents` [pictures, c, h, w] (scaled, float16); returns the model with averaged weights."""
-    torch.manual_seed(recipe.seed)
+    """Trains `model` on `latents` [pictures, c, h, w] (scaled, float16); returns it with averaged weights."""
     base, scheduler, captioner = recipe.base, build_scheduler(), Captioner(data)
-    model = build_model(recipe, tokenizer)
     stage = Stage(
         name="base",
         folder=folder,

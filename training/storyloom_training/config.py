@@ -44,7 +44,7 @@ class BaseRecipe:
     vocabulary: int = 1600
     tokens: int = 77
     batch: int = 24
-    steps: int = 2200
+    steps: int = 2100
     learning_rate: float = 7e-4
     warmup: int = 100
     text_dropout: float = 0.1

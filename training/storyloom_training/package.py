@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from storyloom_model.components import Components, save_package
 from storyloom_model.manifest import Defaults, Limits, Manifest
 from storyloom_model.package import ModelPackage
-
 from storyloom_training.diffusion import build_scheduler
 from storyloom_training.pipeline import Pipeline
 

@@ -16,7 +16,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from storyloom_training.base import TextToImage, train_base
+from storyloom_model.components import Components, load_components
+from storyloom_model.package import ModelPackage
+from storyloom_training.base import TextToImage, build_model, train_base
 from storyloom_training.config import Recipe
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
@@ -35,10 +37,15 @@ class Latents:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One recipe in one folder. Reading a property runs the stages it needs."""
+    """One recipe in one folder. Reading a property runs the stages it needs.
+
+    With `start`, a model package of the same recipe, the text-to-image stage goes on from its weights, and its
+    autoencoder and tokenizer are kept; only the optimizer's state is new.
+    """
 
     recipe: Recipe
     folder: Path
+    start: ModelPackage | None = None
 
     @cached_property
     def data(self) -> StoryDB:
@@ -49,10 +56,23 @@ class Pipeline:
 
     @cached_property
     def vae(self) -> AutoencoderKL:
+        if self.start is not None:
+            return self._published.vae
         return train_vae(self.recipe, self.data, self.folder / "vae")
 
     @cached_property
+    def _published(self) -> Components:
+        if self.start is None:
+            raise ValueError("this pipeline starts from nothing")
+        components = load_components(self.start)
+        for module in (components.unet, components.text_encoder, components.vae):
+            module.train().requires_grad_(True)
+        return components
+
+    @cached_property
     def tokenizer(self) -> CLIPTokenizer:
+        if self.start is not None:
+            return self._published.tokenizer
         folder = self.folder / "tokenizer"
         if not (folder / "tokenizer_config.json").exists():
             base = self.recipe.base
@@ -66,7 +86,8 @@ class Pipeline:
     def latents(self) -> Latents:
         path = self.folder / "latents.pt"
         if not path.exists():
-            scale = latent_statistics(self.vae, self.data)
+            known = self.start is not None  # an autoencoder that is kept keeps its scale
+            scale = self.vae.config.scaling_factor if known else latent_statistics(self.vae, self.data)
             parts = []
             for start in track(range(0, len(self.data.pictures), 256), "encoding"):
                 chunk: np.ndarray = self.data.pictures[start : start + 256]
@@ -77,8 +98,13 @@ class Pipeline:
 
     @cached_property
     def base(self) -> TextToImage:
+        torch.manual_seed(self.recipe.seed)
+        if self.start is None:
+            model = build_model(self.recipe, self.tokenizer)
+        else:
+            model = TextToImage(self._published.unet, self._published.text_encoder)
         return train_base(
-            self.recipe, self.data, self.folder / "base", self.tokenizer, self.vae, self.latents.values,
+            self.recipe, self.data, self.folder / "base", model, self.tokenizer, self.vae, self.latents.values,
             self.latents.scale,
         )  # fmt: skip
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from storyloom_kernels import GroupLayout
-from storyloom_model.attention import StoryAttention, install_story_attention
-from storyloom_model.prompts import token_flags
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from storyloom_kernels import GroupLayout
+from storyloom_model.attention import StoryAttention, install_story_attention
+from storyloom_model.prompts import token_flags
 from storyloom_training.base import Captioner, TextToImage
 from storyloom_training.config import Recipe
 from storyloom_training.diffusion import add_noise, build_scheduler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from random import Random
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -15,19 +16,7 @@ from storyloom_training.storydb.captions import describe_cast, write_caption
 from storyloom_training.storydb.groups import Split, sample_group
 
 # Words that story prompts use and the procedural captions don't, so that they don't cost a token per letter.
-EXTRA_WORDS = """
-photo painting drawing sketch watercolour cartoon comic storybook scene style cozy quiet sunny bright busy tranquil
-peaceful beautiful serene bustling wooden large indoor outdoor city town village mountain river pond bridge tree trees
-flower sky night evening morning rain snow window door table chair sofa desk counter stove shelf shelves board whiteboard
-blackboard chess game games music guitars drums laptop laptops computer phone book books newspaper letter basket fruit
-fruits vegetables bread cake coffee tea cup glass dog cat bird horse car bus train bicycle boat kite ball balloon umbrella
-working talking discussing laughing smiling looking eating drinking sleeping singing writing knitting watering fishing
-swimming climbing hiking cycling shopping exploring studying playing watching posing together happy sad angry surprised
-kind old tall short woman man girl boy child person people friend friends teacher doctor nurse chef artist gardener
-sweater cardigan blouse suit uniform scarf boots shoes gloves apron traditional wrinkles freckles eyes round square oval
-asian african european hispanic american south east west north orchard greenhouse courtyard backyard studio museum
-marketplace restaurant office hospital airport harbour castle tower church field meadow hill valley waterfall cave island
-""".split()
+EXTRA_WORDS = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's pre-tokenizer, as its published tokenizer.json states it.
