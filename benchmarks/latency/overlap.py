@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from storyloom import Settings, Story, StoryClient
+from storyloom import Character, Frame, Settings, Story, StoryClient
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.prompts import compose
@@ -30,9 +30,10 @@ SETTINGS = ("walking in a park", "reading a book in a garden", "waving at a lake
 
 
 def story(frames: int, steps: int, seed: int) -> Story:
+    prompts = [f"a portrait of {{mia}} {SETTINGS[index % len(SETTINGS)]}" for index in range(frames)]
     return Story(
-        characters={"mia": DESCRIPTION},
-        frames=[f"a portrait of {{mia}} {SETTINGS[index % len(SETTINGS)]}" for index in range(frames)],
+        characters={"mia": Character(description=DESCRIPTION)},
+        frames=tuple(Frame(prompt=prompt) for prompt in prompts),
         settings=Settings(steps=steps, seed=seed),
     )
 

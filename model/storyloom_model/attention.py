@@ -114,7 +114,7 @@ class StoryAttention:
         return masks[self._source_of_row] & self._on
 
 
-_PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+_PLAIN: Any = AttnProcessor2_0()
 
 
 class StorySelfAttention:

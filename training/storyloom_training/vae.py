@@ -27,7 +27,7 @@ def build_vae(recipe: Recipe) -> AutoencoderKL:
         mid_block_add_attention=False,
         sample_size=recipe.data.size,
     )
-    return vae.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    return vae.to(memory_format=torch.channels_last)
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

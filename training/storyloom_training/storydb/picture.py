@@ -80,7 +80,7 @@ def _surface(size: int) -> tuple[npt.NDArray[np.uint8], skia.Surface]:
 
 def _over(below: npt.NDArray[np.float32], above: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     alpha = above[..., 3:].astype(np.float32) / 255
-    return above[..., :3].astype(np.float32) + below * (1 - alpha)
+    return np.asarray(above[..., :3] + below * (1 - alpha), dtype=np.float32)
 
 
 def render(group: Group, index: int, size: int) -> Picture:
