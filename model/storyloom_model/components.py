@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from storyloom_model.manifest import Manifest
 from storyloom_model.package import ModelPackage, write_manifest
@@ -41,13 +43,26 @@ def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dty
         return module.from_pretrained(package.folder / part, **options).to(device).eval().requires_grad_(False)
 
     schedulers: Any = DDIMScheduler
-    return Components(
-        unet=load(UNet2DConditionModel, "unet"),
-        vae=load(AutoencoderKL, "vae"),
-        text_encoder=load(CLIPTextModel, "text_encoder", "dtype"),
-        tokenizer=package.load_tokenizer(),
-        scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
-    )
+    with _no_progress_bars():
+        return Components(
+            unet=load(UNet2DConditionModel, "unet"),
+            vae=load(AutoencoderKL, "vae"),
+            text_encoder=load(CLIPTextModel, "text_encoder", "dtype"),
+            tokenizer=package.load_tokenizer(),
+            scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
+        )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar per component on the standard error of a server."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def save_package(

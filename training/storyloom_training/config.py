@@ -94,7 +94,7 @@ SMOKE = replace(
     data=DataRecipe(groups=4, frames=4, size=64, mask_size=8),
     vae=VaeRecipe(channels=(8, 8, 16, 16), latent_channels=4, joint_steps=3, decoder_steps=2, batch=4, crop=32),
     base=BaseRecipe(
-        channels=(32, 64), head_dim=16, text_width=32, text_layers=1, text_heads=2, vocabulary=400, batch=4, steps=4,
+        channels=(32, 64), head_dim=16, text_width=32, text_layers=1, text_heads=2, vocabulary=1600, batch=4, steps=4,
         warmup=2,
     ),
     synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
