@@ -57,13 +57,13 @@ class SynchronizerRecipe:
 
     groups: int = 5
     frames: int = 4
-    steps: int = 700
-    learning_rate: float = 2e-4
-    warmup: int = 50
+    steps: int = 400
+    learning_rate: float = 4e-4
+    warmup: int = 30
     mask_loss: float = 0.1  # lambda of equation 8; 0 trains AMSA without the Mask Perceptual Loss
     first_mask_odds: float = 0.5  # how often layers without a preceding map get the true masks
     text_dropout: float = 0.05
-    ema_decay: float = 0.99
+    ema_decay: float = 0.98
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""What happens to a story, in the order of happening: accepted, progress, previews, frames, done."""
+
+from __future__ import annotations
+
+import enum
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from storyloom._story import Settings, Solver
+
+
+class Stage(enum.StrEnum):
+    """What the server is doing with a story."""
+
+    QUEUED = "queued"
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A complete PNG file and its size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+    def open(self) -> Image.Image:
+        """Returns the decoded picture.
+
+        :raises PIL.UnidentifiedImageError: when the bytes are not a PNG file.
+        """
+        with Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
+            image.load()
+            return image.copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock seconds."""
+
+    queued: float
+    encode: float
+    denoise: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """
+    :ivar story_id: given by the server.
+    :ivar sequence: starts at 1 and rises by 1 with every event of the story.
+    """
+
+    story_id: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(_Event):
+    """The story passed every check and is in the queue.
+
+    :ivar settings: with every default filled in.
+    :ivar queue_position: stories in front of this one.
+    :ivar frame_seeds: one for each frame, in order.
+    """
+
+    settings: Settings
+    queue_position: int
+    frame_seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(_Event):
+    """The story moved on; every frame of it has done the same number of steps.
+
+    :ivar stage: None for a stage that this version does not know.
+    :ivar queue_position: stories in front of this one, while it is queued.
+    """
+
+    stage: Stage | None
+    step: int
+    steps: int
+    queue_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview(_Event):
+    """A rough picture of a frame, as it is after `step` denoising steps."""
+
+    frame_index: int
+    step: int
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDone(_Event):
+    """A finished frame.
+
+    :ivar prompt: the text that the model was given, with descriptions filled in.
+    """
+
+    frame_index: int
+    picture: Picture
+    seed: int
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done(_Event):
+    """Every frame is finished; no event follows."""
+
+    timings: Timings
+
+
+StoryEvent = Accepted | Progress | Preview | FrameDone | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a model accepts in one story.
+
+    :ivar max_prompt_tokens: of one frame's full prompt, style and descriptions included.
+    """
+
+    max_frames: int
+    max_characters: int
+    max_steps: int
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A served model.
+
+    :ivar is_default: used when a story names no model.
+    :ivar sizes: (width, height) in pixels.
+    :ivar defaults: used where a story sets nothing.
+    :ivar adapters: names accepted in `Consistency.adapter`.
+    """
+
+    name: str
+    description: str
+    is_default: bool
+    sizes: tuple[tuple[int, int], ...]
+    defaults: Settings
+    limits: Limits
+    solvers: tuple[Solver, ...]
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a server answers (`alive`) and whether it takes stories now (`ready`)."""
+
+    alive: bool
+    ready: bool

@@ -1,0 +1,205 @@
+"""What a story is. The same models describe a story in Python and in a story file."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
+from pydantic import model_validator as _model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from storyloom._prompts import caption, placeholders
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+
+
+class Solver(enum.StrEnum):
+    """How a denoising step is taken."""
+
+    DDIM = "ddim"
+    EULER = "euler"
+    UNIPC = "unipc"
+
+
+def _check_not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be empty")
+    return text
+
+
+def _check_any(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    # Not a minimum length: pydantic would count only the frames that are right.
+    if not frames:
+        raise PydanticCustomError("no_frames", "needs at least one frame")
+    return frames
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise PydanticCustomError(
+            "character_name",
+            "a character's name must start with a letter and hold only letters, digits, _ and -, at most 32 of them",
+        )
+    return name
+
+
+# The ranges are those of the wire types; a model's own limits are known, and checked, by the server alone.
+_UInt32 = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
+_Positive = Annotated[int, Strict(), Field(ge=1, le=2**32 - 1)]
+_Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]
+_Text = Annotated[str, AfterValidator(_check_not_blank)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Character(_Model):
+    """A member of the cast. A plain string stands for its description.
+
+    :ivar description: how the character looks, such as ``"a young woman with long red hair"``.
+    """
+
+    description: _Text
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"description": value} if isinstance(value, str) else value
+
+
+class Frame(_Model):
+    """One picture of a story. A plain string stands for its prompt.
+
+    :ivar prompt: what happens; ``{name}`` stands for a character of the cast, ``{{`` for a brace.
+    :ivar characters: names of characters in the picture that the prompt does not write as ``{name}``.
+    :ivar seed: of this frame alone; absent: derived from the story's seed.
+    """
+
+    prompt: _Text
+    characters: tuple[str, ...] = ()
+    seed: _Seed | None = None
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value and all(item is None for item in value.values()):
+            # YAML reads an unquoted {mia} as a mapping with one key and no value.
+            raise PydanticCustomError("unquoted", 'put the prompt in quotes, like "{mia} is walking"')
+        return {"prompt": value} if isinstance(value, str) else value
+
+
+class Consistency(_Model):
+    """How frames share a character. What is absent takes the model's default.
+
+    :ivar enabled: False generates every frame on its own.
+    :ivar adapter: name of one of the model's adapters; empty: its default.
+    """
+
+    enabled: Annotated[bool, Strict()] | None = None
+    adapter: str = ""
+
+
+class Settings(_Model):
+    """Generation settings. What is absent takes the model's default.
+
+    :ivar model: name of a served model; empty: the server's default.
+    :ivar steps: denoising steps.
+    :ivar guidance_scale: classifier-free guidance, 1 (off) to 30.
+    :ivar width: pixels; with `height` one of the sizes that the model lists.
+    :ivar seed: the same seed, settings and model give the same pictures. Absent: chosen by the server.
+    :ivar preview_interval: send a rough picture of every frame each so many steps; 0 for none.
+    """
+
+    model: str = ""
+    steps: _Positive | None = None
+    guidance_scale: Annotated[float, Strict(), Field(ge=1, le=30, allow_inf_nan=False)] | None = None
+    solver: Solver | None = None
+    width: _Positive | None = None
+    height: _Positive | None = None
+    seed: _Seed | None = None
+    consistency: Consistency = Consistency()
+    preview_interval: _UInt32 = 0
+
+
+def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:
+    cast = info.data.get("characters")
+    if cast is None:  # the cast itself is wrong, and reported as such
+        return frame
+    written: list[tuple[tuple[str | int, ...], str]] = [(("prompt",), name) for name in placeholders(frame.prompt)]
+    listed = [(("characters", index), name) for index, name in enumerate(frame.characters)]
+    errors = [
+        InitErrorDetails(type=_unknown_character(name, cast), loc=loc, input=name)
+        for loc, name in dict.fromkeys([*written, *listed])
+        if name not in cast
+    ]
+    if errors:
+        raise ValidationError.from_exception_data("Frame", errors)
+    return frame
+
+
+def _unknown_character(name: str, cast: Iterable[str]) -> PydanticCustomError:
+    if not name:
+        return PydanticCustomError("brace", "a { must be followed by a character's name and }; write {{ for a brace")
+    return PydanticCustomError(
+        "unknown_character", "{problem}", {"problem": f'no character is named "{name}"{did_you_mean(name, cast)}'}
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ``'; did you mean "x"?'``, or the known words where none is close to `word`."""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=1) or [known for known in words if word and known.startswith(word)]
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    return f"; known: {', '.join(words)}" if words else ""
+
+
+class Story(_Model):
+    """A cast and an ordered list of frames; one picture is made for each frame.
+
+    Strings do for characters and frames: ``Story.model_validate({"characters": {"mia": "a young woman"}, "frames":
+    ["{mia} is walking"]})``. Building one that makes no sense raises `pydantic.ValidationError` with all its faults.
+
+    :ivar title: for people; never used in generation.
+    :ivar style: put in front of every frame's prompt, such as ``"a watercolour painting of"``.
+    :ivar characters: the cast by name, in order.
+    :ivar negative_prompt: what the pictures should not show.
+    """
+
+    title: Annotated[str, Field(max_length=200)] = ""
+    style: str = ""
+    characters: dict[Annotated[str, AfterValidator(_check_name)], Character] = {}
+    frames: Annotated[tuple[Annotated[Frame, AfterValidator(_check_cast)], ...], AfterValidator(_check_any)]
+    negative_prompt: str = ""
+    settings: Settings = Settings()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Each frame's prompt as people read it, with names for ``{name}``."""
+        return tuple(caption(frame.prompt) for frame in self.frames)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Story:
+        """Reads a story file (YAML or JSON, UTF-8).
+
+        :raises StoryFileError: with every problem, and the line it is in.
+        """
+        from storyloom._story_file import load_story_file
+
+        return load_story_file(path).story
+
+    def with_settings(self, **changes: Any) -> Story:
+        """Returns the same story with other settings, such as ``steps=50`` or ``consistency={"enabled": False}``.
+
+        :raises pydantic.ValidationError: when a value is out of range.
+        """
+        settings = self.settings.model_dump(exclude_unset=True)
+        nested = settings.get("consistency", {}) | changes.pop("consistency", {})
+        settings |= changes | ({"consistency": nested} if nested else {})
+        return self.model_validate(self.model_dump(exclude_unset=True) | {"settings": settings})

@@ -1,0 +1,5 @@
+"""The ``storyloom`` command."""
+
+from storyloom.cli._app import app
+
+__all__ = ["app"]

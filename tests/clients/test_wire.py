@@ -1,0 +1,41 @@
+"""Settings keep their values, and their absence, on the way to the server and back."""
+
+from __future__ import annotations
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storyloom import Consistency, Frame, Settings, Solver, Story
+from storyloom._wire import settings_from, story_request
+
+_uint32 = st.integers(0, 2**32 - 1)
+_size = st.none() | st.integers(1, 2**32 - 1)
+_settings = st.builds(
+    Settings,
+    model=st.text(max_size=20),
+    steps=_size,
+    guidance_scale=st.none() | st.decimals(1, 30, places=3).map(float),
+    solver=st.none() | st.sampled_from(Solver),
+    width=_size,
+    height=_size,
+    seed=st.none() | st.integers(0, 2**64 - 1),
+    consistency=st.builds(Consistency, enabled=st.none() | st.booleans(), adapter=st.text(max_size=20)),
+    preview_interval=_uint32,
+)
+
+
+@given(_settings)
+def test_settings_come_back_as_they_were(settings: Settings) -> None:
+    request = story_request(Story(frames=(Frame(prompt="a"),), settings=settings))
+    received = type(request).FromString(request.SerializeToString())
+    assert settings_from(received.story.settings) == settings
+
+
+@given(st.floats(1, 30, width=32))
+def test_any_guidance_of_the_wire_is_kept_exactly(value: float) -> None:
+    settings = Settings(guidance_scale=value)
+    back = settings_from(story_request(Story(frames=(Frame(prompt="a"),), settings=settings)).story.settings)
+    assert back.guidance_scale is not None
+    assert struct.pack("f", back.guidance_scale) == struct.pack("f", value)
