@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+
 from storyloom_model.package import ModelPackage
 
 FOLDER = Path(__file__).resolve().parents[2] / "weights" / "storyloom-mini"
