@@ -50,8 +50,8 @@ quality-reader: $(VENV)/.dev  ## train the attribute reader that `make quality` 
 overlap: $(VENV)/.dev  ## measure two overlapping stories against one
 	$(BIN)/python -m benchmarks.latency.overlap
 
-train-mini: $(VENV)/.dev  ## train the built-in model; RECIPE=mini-256 for 256x256 pixels on a GPU
-	$(BIN)/python -m storyloom_training $(RECIPE) --folder $(RUN)
+train-mini: $(VENV)/.dev  ## train the built-in model; RECIPE=mini-256: 256x256 on a GPU; START=PACKAGE: train on from it
+	$(BIN)/python -m storyloom_training $(RECIPE) --folder $(RUN) $(if $(START),--start $(START))
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from storyloom_training.config import Recipe
+from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler, sample_latents
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.storydb.captions import Caption, describe_cast, write_caption
@@ -33,8 +34,9 @@ class TextToImage(nn.Module):
     def encode(self, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
         """Texts -> hidden states [n, tokens, width]."""
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
-            states: Tensor = self.text_encoder(ids).last_hidden_state
+        device = self.text_encoder.device
+        with mixed_precision(device):
+            states: Tensor = self.text_encoder(ids.to(device)).last_hidden_state
         return states
 
 
@@ -95,7 +97,7 @@ def _sample_grid(
     if stage.ema:
         model.load_state_dict(stage.ema.shadow)
     texts = [captioner(picture * captioner.data.frames, 0).text for picture in range(10)]
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(vae.device):
         size = captioner.data.size // 8
         shape = (len(texts), vae.config.latent_channels, size, size)
         latents = sample_latents(
@@ -151,8 +153,9 @@ def train_base(
         # One timestep per slice of the schedule: the same mean loss with less variance.
         slices = (torch.arange(base.batch) + torch.rand(base.batch, generator=draw)) / base.batch
         timesteps = (slices * 1000).long()
+        clean, noise, timesteps = (tensor.to(model.unet.device) for tensor in (clean, noise, timesteps))
         noisy, target = add_noise(scheduler, clean, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(model.unet.device):
             made = model.unet(noisy, timesteps, model.encode(tokenizer, texts)).sample
         return {"loss": F.mse_loss(made.float(), target)}
 

@@ -6,6 +6,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from storyloom_training.device import mixed_precision
+
 
 def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's schedule with v-prediction and zero terminal SNR (Lin et al., arXiv 2305.08891)."""
@@ -41,11 +43,13 @@ def sample_latents(
     """DDIM with classifier-free guidance; `states` [n, t, d], `empty` [1, t, d]; returns latents of `shape`."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps)
-    latents = torch.randn(shape, generator=generator)
+    latents = torch.randn(shape, generator=generator).to(states.device)
     context = torch.cat((empty.expand_as(states), states))
     for t in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
-            rows = unet(torch.cat((latents, latents)), t.expand(2 * len(latents)), context).sample.float()
+        with mixed_precision(states.device):
+            rows = unet(
+                torch.cat((latents, latents)), t.expand(2 * len(latents)).to(states.device), context
+            ).sample.float()
         plain, conditioned = rows.chunk(2)
         latents = scheduler.step(plain + guidance * (conditioned - plain), t, latents).prev_sample
     return latents

@@ -79,13 +79,14 @@ class Stage:
         """Loads the checkpoint if there is one."""
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seconds = state["step"], state["seconds"]
         if self.ema and state["ema"]:
-            self.ema.shadow = state["ema"]
+            for name, value in state["ema"].items():
+                self.ema.shadow[name].copy_(value)
         return True
 
 

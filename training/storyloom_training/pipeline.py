@@ -5,7 +5,7 @@ A run folder holds: data/, vae/, tokenizer/, latents.pt, base/, synchronizer/<ad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from storyloom_model.components import Components, load_components
 from storyloom_model.package import ModelPackage
 from storyloom_training.base import TextToImage, build_model, train_base
 from storyloom_training.config import Recipe
+from storyloom_training.device import choose_device
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
 from storyloom_training.synchronizer import train_synchronizer
@@ -46,6 +47,7 @@ class Pipeline:
     recipe: Recipe
     folder: Path
     start: ModelPackage | None = None
+    device: torch.device = field(default_factory=choose_device)
 
     @cached_property
     def data(self) -> StoryDB:
@@ -58,13 +60,13 @@ class Pipeline:
     def vae(self) -> AutoencoderKL:
         if self.start is not None:
             return self._published.vae
-        return train_vae(self.recipe, self.data, self.folder / "vae")
+        return train_vae(self.recipe, self.data, self.folder / "vae", self.device)
 
     @cached_property
     def _published(self) -> Components:
         if self.start is None:
             raise ValueError("this pipeline starts from nothing")
-        components = load_components(self.start)
+        components = load_components(self.start, str(self.device))
         for module in (components.unet, components.text_encoder, components.vae):
             module.train().requires_grad_(True)
         return components
@@ -100,7 +102,7 @@ class Pipeline:
     def base(self) -> TextToImage:
         torch.manual_seed(self.recipe.seed)
         if self.start is None:
-            model = build_model(self.recipe, self.tokenizer)
+            model = build_model(self.recipe, self.tokenizer).to(self.device)
         else:
             model = TextToImage(self._published.unet, self._published.text_encoder)
         return train_base(

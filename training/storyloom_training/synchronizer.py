@@ -20,6 +20,7 @@ from storyloom_model.attention import StoryAttention, install_story_attention
 from storyloom_model.prompts import token_flags
 from storyloom_training.base import Captioner, TextToImage
 from storyloom_training.config import Recipe
+from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss
@@ -111,25 +112,26 @@ def train_synchronizer(
         pictures, captions = _draw_captions(captioner, stage, recipe)
         with torch.no_grad():
             text = model.encode(tokenizer, ["" if caption is None else caption.text for caption in captions])
-        masks = torch.from_numpy(data.masks[pictures]).float() / 255
+        masks = torch.from_numpy(data.masks[pictures]).float().to(unet.device) / 255
         clean = latents[pictures].float()
         noise = torch.randn(clean.shape, generator=draw)
         # Frames of a story are at the same timestep; groups are spread over the schedule.
         slices = (torch.arange(plan.groups) + torch.rand(plan.groups, generator=draw)) / plan.groups
         timesteps = (slices * 1000).long().repeat_interleave(plan.frames)
+        clean, noise, timesteps = (tensor.to(unet.device) for tensor in (clean, noise, timesteps))
         noisy, target = add_noise(scheduler, clean, noise, timesteps)
         # At inference these layers get the previous step's maps, which training does not have.
         stand_in = torch.rand((), generator=draw) < plan.first_mask_odds
         story = StoryAttention(
             GroupLayout((plan.frames,) * plan.groups),
             latent_size=(clean.shape[-2], clean.shape[-1]),
-            token_mask=token_masks(tokenizer, captions, text.shape[1]),
+            token_mask=token_masks(tokenizer, captions, text.shape[1]).to(unet.device),
             first_mask=masks.amax(1) if stand_in else None,
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(unet.device):
             made = unet(noisy, timesteps, text, cross_attention_kwargs={"story": story}).sample
         diffusion = F.mse_loss(made.float(), target)
-        present = torch.tensor([caption is not None for caption in captions]).view(-1, 1, 1, 1)
+        present = torch.tensor([caption is not None for caption in captions], device=unet.device).view(-1, 1, 1, 1)
         dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * present)
         return {"loss": diffusion + plan.mask_loss * dice, "diffusion": diffusion.detach(), "dice": dice.detach()}
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from storyloom_training.config import Recipe, VaeRecipe
+from storyloom_training.device import mixed_precision
 from storyloom_training.loop import Losses, Stage, run
 from storyloom_training.storydb.dataset import StoryDB
 
@@ -39,7 +40,7 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 def to_pictures(tensor: Tensor) -> np.ndarray:
     """float [n, 3, h, w] in [-1, 1] -> uint8 [n, h, w, 3]."""
     scaled = tensor.float().add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _edges(x: Tensor, *, mean: bool = False) -> Tensor:
@@ -95,8 +96,8 @@ def _stage(recipe: Recipe, folder: Path, vae: AutoencoderKL, *, decoder_only: bo
 
 
 def _sample_grid(data: StoryDB, vae: AutoencoderKL, stage: Stage) -> None:
-    true = to_tensor(data.pictures[:: max(1, len(data.pictures) // 8)][:8])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    true = to_tensor(data.pictures[:: max(1, len(data.pictures) // 8)][:8]).to(vae.device)
+    with torch.inference_mode(), mixed_precision(vae.device):
         made = vae.decode(vae.encode(true).latent_dist.mode()).sample
     grid = np.concatenate([np.concatenate(list(to_pictures(x)), axis=1) for x in (true, made)], axis=0)
     folder = stage.folder / "samples"
@@ -104,17 +105,18 @@ def _sample_grid(data: StoryDB, vae: AutoencoderKL, stage: Stage) -> None:
     Image.fromarray(grid).save(folder / f"{stage.step:06d}.png")
 
 
-def train_vae(recipe: Recipe, data: StoryDB, folder: Path) -> AutoencoderKL:
+def train_vae(recipe: Recipe, data: StoryDB, folder: Path, device: torch.device) -> AutoencoderKL:
     """Trains encoder and decoder together."""
     torch.manual_seed(recipe.seed)
-    vae = build_vae(recipe)
+    vae = build_vae(recipe).to(device)
     stage = _stage(recipe, folder, vae, decoder_only=False)
 
     def compute(stage: Stage) -> Losses:
         true, people = _crops(data, stage, recipe.vae)
-        with torch.autocast("cpu", torch.bfloat16):
+        true, people = true.to(vae.device), people.to(vae.device)
+        with mixed_precision(vae.device):
             posterior = vae.encode(true).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=stage.generator)
+            noise = torch.randn(posterior.mean.shape, generator=stage.generator).to(vae.device)
             made = vae.decode(posterior.mean + posterior.std * noise).sample
         rec = reconstruction_loss(made.float(), true, people, recipe.vae)
         kl = posterior.kl().float().mean()
@@ -130,7 +132,8 @@ def train_decoder(recipe: Recipe, data: StoryDB, folder: Path, vae: AutoencoderK
 
     def compute(stage: Stage) -> Losses:
         true, people = _crops(data, stage, recipe.vae)
-        with torch.autocast("cpu", torch.bfloat16):
+        true, people = true.to(vae.device), people.to(vae.device)
+        with mixed_precision(vae.device):
             with torch.no_grad():
                 latents = vae.encode(true).latent_dist.mode()
             made = vae.decode(latents).sample
@@ -152,6 +155,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 16) -
     """uint8 [n, h, w, 3] -> float32 latents [n, c, h/8, w/8], not scaled."""
     parts = []
     for start in range(0, len(pictures), batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(vae.encode(to_tensor(pictures[start : start + batch])).latent_dist.mode().float())
+        chunk = to_tensor(pictures[start : start + batch]).to(vae.device)
+        with mixed_precision(vae.device):
+            parts.append(vae.encode(chunk).latent_dist.mode().float().cpu())
     return torch.cat(parts)
