@@ -96,9 +96,9 @@ class PictureStore:
 
 
 def fingerprint(package: Path) -> str:
-    """A digest of every file of a model package."""
+    """A digest of every file of a model package but its texts for people."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in package.rglob("*") if path.is_file()):
+    for file in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".md"):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
         with file.open("rb") as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())

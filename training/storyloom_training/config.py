@@ -22,7 +22,7 @@ class VaeRecipe:
     channels: tuple[int, ...] = (16, 32, 64, 128)
     latent_channels: int = 8
     joint_steps: int = 5600
-    decoder_steps: int = 4000
+    decoder_steps: int = 1200
     batch: int = 16
     crop: int = 64
     learning_rate: float = 2.5e-3
