@@ -35,6 +35,16 @@ def test_masks_are_the_coverage_of_each_person(data: StoryDB) -> None:
             assert covered == pytest.approx(expected, abs=1 / 255)
 
 
+def test_heads_are_the_upper_part_of_their_people(data: StoryDB) -> None:
+    assert data.heads.shape == data.masks.shape
+    assert (data.heads <= data.masks).all()
+    for index in range(6):
+        for place, person in enumerate(render(data.group(index), 0, 32).people):
+            rows = np.flatnonzero(data.heads[index * 2, place].any(1))
+            assert rows.size
+            assert rows.max() <= (person.face_box[3] + 0.1 * (person.face_box[3] - person.face_box[1])) / 4
+
+
 def test_preparing_again_keeps_the_files(data: StoryDB) -> None:
     before = (data.folder / "pictures.npy").stat().st_mtime_ns
     StoryDB(data.folder, Split.TRAIN, 6, 2, 32, 8).prepare()

@@ -89,3 +89,17 @@ def test_training_goes_on_from_a_package(run_folder: Path, tmp_path: Path) -> No
     before = load_file(package.folder / "unet" / "diffusion_pytorch_model.safetensors")
     moved = max((value - before[name].float()).abs().max().item() for name, value in base.unet.state_dict().items())
     assert 0 < moved < 0.01
+
+
+def test_another_build_takes_over_what_fits(run_folder: Path, tmp_path: Path) -> None:
+    package = ModelPackage.load(run_folder / "package")
+    wider_text = replace(SMOKE, base=replace(SMOKE.base, steps=1, text_width=48))
+    onward = Pipeline(wider_text, tmp_path, package)
+    base = onward.base
+    published = load_file(package.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    kept = "down_blocks.0.resnets.0.conv1.weight"
+    assert (base.unet.state_dict()[kept] - published[kept].float()).abs().max() < 0.01
+    autoencoder = load_file(package.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(value.half(), autoencoder[n]) for n, value in onward.vae.state_dict().items())
+    stages = {path.parent.name for path in tmp_path.rglob("losses.jsonl")}
+    assert stages == {"vae", "text", "base"}

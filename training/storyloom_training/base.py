@@ -1,10 +1,10 @@
-"""Stage 2: the text-to-image model. CLIP text encoder and conditional UNet, trained together on single pictures."""
+"""Stage 3: the text-to-image model. CLIP text encoder and conditional UNet, on single pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from storyloom_training.config import Recipe
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler, sample_latents
 from storyloom_training.loop import Ema, Losses, Stage, run
-from storyloom_training.storydb.captions import Caption, describe_cast, write_caption
+from storyloom_training.losses import people_weights, weighted_mse
+from storyloom_training.prompts import Captioner
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.vae import to_pictures
 
@@ -54,6 +55,9 @@ def build_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> TextToImage:
         # diffusers reads this as the number of heads (its documented naming slip).
         attention_head_dim=tuple(width // base.head_dim for width in base.channels),
         norm_num_groups=16,
+        # The caption as a whole joins the timestep (as in DeepFloyd IF); cross-attention says what goes where.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=base.text_heads,
     )
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -70,24 +74,6 @@ def build_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> TextToImage:
         )
     )
     return TextToImage(unet.to(memory_format=torch.channels_last), text_encoder)
-
-
-@dataclass(frozen=True)
-class Captioner:
-    """Writes captions of the rendered set; one wording per (picture, draw)."""
-
-    data: StoryDB
-    wordings: int = 16
-
-    def __call__(self, picture: int, draw: int) -> Caption:
-        return self.of_group(picture // self.data.frames, [picture % self.data.frames], draw)[0]
-
-    def of_group(self, index: int, frames: list[int], draw: int) -> list[Caption]:
-        """Captions of frames of one group, with one shared description per character."""
-        group = self.data.group(index)
-        texts = tuple(description.text for description in describe_cast(group, draw % self.wordings))
-        rng = Random(f"{index}:{draw}")  # noqa: S311
-        return [write_caption(rng, group.frames[frame], texts) for frame in frames]
 
 
 def _sample_grid(
@@ -114,6 +100,40 @@ def _sample_grid(
     (folder / "captions.txt").write_text("\n".join(texts) + "\n")
 
 
+def same_build(one: UNet2DConditionModel, other: UNet2DConditionModel) -> bool:
+    """Whether two UNets have the same configuration, whatever wrote it."""
+    first, second = ({k: v for k, v in unet.config.items() if not k.startswith("_")} for unet in (one, other))
+    return bool(json.loads(json.dumps(first)) == json.loads(json.dumps(second)))  # tuples become lists
+
+
+def carry_over(unet: UNet2DConditionModel, earlier: UNet2DConditionModel) -> None:
+    """Takes over the weights of another UNet that fit, but for the cross-attention: it must read a new text encoder.
+
+    What the cross-attention adds starts at nothing, and so does the caption's part of the time embedding, so that the
+    UNet goes on from the pictures it could make without a caption.
+    """
+    known = earlier.state_dict()
+    fitting = {
+        name: known[name]
+        for name, value in unet.state_dict().items()
+        if name in known and known[name].shape == value.shape and ".attn2." not in name
+    }
+    unet.load_state_dict(fitting, strict=False)
+    starts = [module.to_out[0] for name, module in unet.named_modules() if name.endswith(".attn2")]
+    starts += [unet.add_embedding.norm2]
+    for module in starts:
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _parameter_groups(model: TextToImage, text_scale: float) -> list[dict[str, Any]]:
+    """The text encoder can read already and moves slowly."""
+    return [
+        {"params": list(model.unet.parameters())},
+        {"params": list(model.text_encoder.parameters()), "rate_scale": text_scale},
+    ]
+
+
 def train_base(
     recipe: Recipe,
     data: StoryDB,
@@ -131,7 +151,11 @@ def train_base(
         folder=folder,
         model=model,
         optimizer=torch.optim.AdamW(
-            model.parameters(), lr=base.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            _parameter_groups(model, base.text_rate_scale),
+            lr=base.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
         ),
         steps=base.steps,
         warmup=base.warmup,
@@ -157,7 +181,11 @@ def train_base(
         noisy, target = add_noise(scheduler, clean, noise, timesteps)
         with mixed_precision(model.unet.device):
             made = model.unet(noisy, timesteps, model.encode(tokenizer, texts)).sample
-        return {"loss": F.mse_loss(made.float(), target)}
+        made = made.float()
+        masks, heads = (torch.from_numpy(part[pictures]).float() / 255 for part in (data.masks, data.heads))
+        weight = people_weights(masks, heads, (clean.shape[2], clean.shape[3]), base.people_weight, base.head_weight)
+        plain = F.mse_loss(made.detach(), target)
+        return {"loss": weighted_mse(made, target, weight.to(made.device)), "plain": plain}
 
     run(stage, compute, lambda s: _sample_grid(model, tokenizer, vae, captioner, scale, s))
     if stage.ema:

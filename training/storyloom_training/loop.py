@@ -106,7 +106,7 @@ def run(stage: Stage, compute: Callable[[Stage], Losses], sample: Callable[[Stag
             started = time.monotonic()
             rate = stage.rate()
             for group in stage.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_scale", 1.0)
             losses = compute(stage)
             if not torch.isfinite(losses["loss"]):
                 raise FloatingPointError(f"{stage.name}: the loss is {losses['loss'].item()} at step {stage.step}")

@@ -1,4 +1,4 @@
-"""Losses on cross-attention maps."""
+"""Losses on predictions and on cross-attention maps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def weighted_mse(made: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error with a weight per place, in units of the plain one (weights are divided by their mean).
+
+    What is learnt in the limit is the same, the mean of what can be at each place; what is learnt first is not.
+
+    Args:
+        made, target: [rows, channels, h, w].
+        weight: [rows, h, w], positive.
+    """
+    return ((made - target).square().mean(1) * weight).mean() / weight.mean()
+
+
+def people_weights(masks: Tensor, heads: Tensor, size: tuple[int, int], people: float, head: float) -> Tensor:
+    """Weights [rows, h, w]: 1, and `people` more where people are, and `head` more on their heads.
+
+    Args:
+        masks, heads: coverage [rows, characters, H, W] in [0, 1].
+        size: (h, w) of the latents.
+    """
+    shares = [F.adaptive_avg_pool2d(part.amax(1, keepdim=True), size)[:, 0] for part in (masks, heads)]
+    return 1 + people * shares[0] + head * shares[1]
 
 
 def dice_loss(maps: Tensor, masks: Tensor, eps: float = 1.0) -> Tensor:

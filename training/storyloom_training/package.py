@@ -1,4 +1,4 @@
-"""Stage 4: everything that was trained, written as a model package."""
+"""Stage 5: everything that was trained, written as a model package."""
 
 from __future__ import annotations
 

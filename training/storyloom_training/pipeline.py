@@ -1,6 +1,6 @@
 """The stages in order, each resumable and each skipped when its result is on disk.
 
-A run folder holds: data/, vae/, tokenizer/, latents.pt, base/, synchronizer/<adapter>/, decoder/.
+A run folder holds: data/, vae/, tokenizer/, latents.pt, text/, base/, synchronizer/<adapter>/, decoder/.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from transformers import CLIPTokenizer
 
 from storyloom_model.components import Components, load_components
 from storyloom_model.package import ModelPackage
-from storyloom_training.base import TextToImage, build_model, train_base
+from storyloom_training.base import TextToImage, build_model, carry_over, same_build, train_base
 from storyloom_training.config import Recipe
 from storyloom_training.device import choose_device
+from storyloom_training.prompts import Captioner
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
 from storyloom_training.synchronizer import train_synchronizer
+from storyloom_training.text import train_caption_reader
 from storyloom_training.tokenizer import corpus, train_tokenizer
 from storyloom_training.vae import encode_pictures, latent_statistics, train_decoder, train_vae
 
@@ -40,8 +42,10 @@ class Latents:
 class Pipeline:
     """One recipe in one folder. Reading a property runs the stages it needs.
 
-    With `start`, a model package of the same recipe, the text-to-image stage goes on from its weights, and its
-    autoencoder and tokenizer are kept; only the optimizer's state is new.
+    With `start`, a model package, the text-to-image stage goes on from its weights, and its autoencoder and tokenizer
+    are kept; only the optimizer's state is new. Where the recipe's UNet is built otherwise, it takes over what fits
+    (`base.carry_over`), the text encoder is trained anew, and the autoencoder trains on, since nothing depends on its
+    latents yet.
     """
 
     recipe: Recipe
@@ -58,9 +62,17 @@ class Pipeline:
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        if self.start is not None:
+        if self._keeps_latents:
             return self._published.vae
-        return train_vae(self.recipe, self.data, self.folder / "vae", self.device)
+        start = self._published.vae if self.start is not None else None
+        return train_vae(self.recipe, self.data, self.folder / "vae", self.device, start)
+
+    @cached_property
+    def _keeps_latents(self) -> bool:
+        """Whether the start package's UNet is the one that trains on."""
+        if self.start is None:
+            return False
+        return same_build(build_model(self.recipe, self.tokenizer).unet, self._published.unet)
 
     @cached_property
     def _published(self) -> Components:
@@ -88,8 +100,8 @@ class Pipeline:
     def latents(self) -> Latents:
         path = self.folder / "latents.pt"
         if not path.exists():
-            known = self.start is not None  # an autoencoder that is kept keeps its scale
-            scale = self.vae.config.scaling_factor if known else latent_statistics(self.vae, self.data)
+            kept = self._keeps_latents
+            scale = self.vae.config.scaling_factor if kept else latent_statistics(self.vae, self.data)
             parts = []
             for start in track(range(0, len(self.data.pictures), 256), "encoding"):
                 chunk: np.ndarray = self.data.pictures[start : start + 256]
@@ -100,11 +112,16 @@ class Pipeline:
 
     @cached_property
     def base(self) -> TextToImage:
-        torch.manual_seed(self.recipe.seed)
-        if self.start is None:
-            model = build_model(self.recipe, self.tokenizer).to(self.device)
-        else:
+        if self._keeps_latents:
             model = TextToImage(self._published.unet, self._published.text_encoder)
+        else:
+            torch.manual_seed(self.recipe.seed)
+            model = build_model(self.recipe, self.tokenizer).to(self.device)
+            train_caption_reader(
+                self.recipe, Captioner(self.data), self.folder / "text", model.text_encoder, self.tokenizer
+            )
+            if self.start is not None:
+                carry_over(model.unet, self._published.unet)
         return train_base(
             self.recipe, self.data, self.folder / "base", model, self.tokenizer, self.vae, self.latents.values,
             self.latents.scale,

@@ -1,4 +1,4 @@
-"""Stage 3: Storynizor's ID-Synchronizer. Attention weights trained on whole groups, frames attending to each other.
+"""Stage 4: Storynizor's ID-Synchronizer. Attention weights trained on whole groups, frames attending to each other.
 
 Everything else of the UNet stays frozen, as in the paper (section 5.1); what trains is the self-attention and the
 queries and keys of the text cross-attention, whose maps become the masks.
@@ -18,12 +18,13 @@ from transformers import CLIPTokenizer
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention, install_story_attention
 from storyloom_model.prompts import token_flags
-from storyloom_training.base import Captioner, TextToImage
+from storyloom_training.base import TextToImage
 from storyloom_training.config import Recipe
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss
+from storyloom_training.prompts import Captioner
 from storyloom_training.storydb.captions import Caption
 from storyloom_training.storydb.dataset import MAX_PEOPLE, StoryDB
 

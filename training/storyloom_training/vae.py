@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -51,44 +53,69 @@ def _edges(x: Tensor, *, mean: bool = False) -> Tensor:
     return torch.cat((right.flatten(1), down.flatten(1)), dim=1)
 
 
-def reconstruction_loss(made: Tensor, true: Tensor, people: Tensor, recipe: VaeRecipe) -> Tensor:
-    """L1 of pixels and of edges; pixels of people weigh more, or cluttered backgrounds would take all the capacity.
+def reconstruction_loss(made: Tensor, true: Tensor, weight: Tensor, recipe: VaeRecipe) -> Tensor:
+    """L1 of pixels and of edges.
 
     Args:
         made, true: [n, 3, h, w] in [-1, 1].
-        people: [n, 1, h, w], 1 where a person is.
+        weight: [n, 1, h, w], positive, of the pixels.
     """
-    weight = 1 + (recipe.people_weight - 1) * people
     weight = weight / weight.mean()
     pixels = (weight * (made - true).abs()).mean()
     edges = (_edges(weight.expand_as(true), mean=True) * (_edges(made) - _edges(true)).abs()).mean()
     return pixels + recipe.edge_weight * edges
 
 
-def _crops(data: StoryDB, stage: Stage, recipe: VaeRecipe) -> tuple[Tensor, Tensor]:
-    """Draws crops [n, 3, crop, crop] in [-1, 1], and where people are in them [n, 1, crop, crop]."""
+@dataclass(frozen=True)
+class Crops:
+    """`pixels` [n, 3, crop, crop] in [-1, 1]; `weight` [n, 1, crop, crop], how much each pixel matters."""
+
+    pixels: Tensor
+    weight: Tensor
+
+
+def draw_corner(heads: npt.NDArray[np.uint8], data: StoryDB, crop: int, draw: torch.Generator) -> tuple[int, int]:
+    """Where a crop starts (y, x): anywhere, or, in half the cases, where it shows a head if the picture has one."""
+    room = data.size - crop + 1
+    y, x = torch.randint(room, (2,), generator=draw).tolist()
+    place, focus = torch.rand(2, generator=draw).tolist()
+    cells = np.argwhere(heads.max(0) > 127)
+    if focus < 0.5 and len(cells):
+        block = data.size // data.mask_size
+        centre = cells[int(place * len(cells))] * block + block // 2
+        y, x = (int(np.clip(c - crop + 1 + o * crop // room, 0, room - 1)) for c, o in zip(centre, (y, x), strict=True))
+    return y, x
+
+
+def draw_crops(data: StoryDB, draw: torch.Generator, recipe: VaeRecipe) -> Crops:
+    """Draws crops. Pixels of people, and more so of heads, matter most: clutter would take all the capacity."""
     crop, block = recipe.crop, data.size // data.mask_size
-    indices = torch.randint(len(data.pictures), (recipe.batch,), generator=stage.generator).tolist()
-    offsets = torch.randint(data.size - crop + 1, (recipe.batch, 2), generator=stage.generator).tolist()
-    pieces, people = [], []
-    for index, (y, x) in zip(indices, offsets, strict=True):
+    indices = torch.randint(len(data.pictures), (recipe.batch,), generator=draw).tolist()
+    pieces, weights = [], []
+    for index in indices:
+        y, x = draw_corner(data.heads[index], data, crop, draw)
         pieces.append(data.pictures[index, y : y + crop, x : x + crop])
-        coverage = data.masks[index].max(0).repeat(block, 0).repeat(block, 1)
-        people.append(coverage[y : y + crop, x : x + crop])
-    return to_tensor(np.stack(pieces)), torch.from_numpy(np.stack(people))[:, None].float() / 255
+        people, heads = (
+            part[index].max(0).repeat(block, 0).repeat(block, 1)[y : y + crop, x : x + crop] / np.float32(255)
+            for part in (data.masks, data.heads)
+        )
+        weights.append(1 + recipe.people_weight * people + recipe.head_weight * heads)
+    return Crops(to_tensor(np.stack(pieces)), torch.from_numpy(np.stack(weights))[:, None])
 
 
-def _stage(recipe: Recipe, folder: Path, vae: AutoencoderKL, *, decoder_only: bool) -> Stage:
+def _stage(
+    recipe: Recipe, folder: Path, vae: AutoencoderKL, *, steps: int, rate_scale: float = 1.0, decoder_only: bool = False
+) -> Stage:
     parts = (vae.decoder, vae.post_quant_conv) if decoder_only else (vae,)
     parameters = [p for part in parts for p in part.parameters()]
-    rate = recipe.vae.learning_rate * (0.6 if decoder_only else 1.0)
+    rate = recipe.vae.learning_rate * rate_scale
     return Stage(
         name="decoder" if decoder_only else "vae",
         folder=folder,
         model=vae,
         optimizer=torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
-        steps=recipe.vae.decoder_steps if decoder_only else recipe.vae.joint_steps,
-        warmup=min(100, recipe.vae.joint_steps),
+        steps=steps,
+        warmup=min(100, steps),
         learning_rate=rate,
         generator=torch.Generator().manual_seed(recipe.seed + (2 if decoder_only else 1)),
         parameters=parameters,
@@ -105,20 +132,26 @@ def _sample_grid(data: StoryDB, vae: AutoencoderKL, stage: Stage) -> None:
     Image.fromarray(grid).save(folder / f"{stage.step:06d}.png")
 
 
-def train_vae(recipe: Recipe, data: StoryDB, folder: Path, device: torch.device) -> AutoencoderKL:
-    """Trains encoder and decoder together."""
+def train_vae(
+    recipe: Recipe, data: StoryDB, folder: Path, device: torch.device, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
+    """Trains encoder and decoder together, from nothing or, with `start`, on from there."""
     torch.manual_seed(recipe.seed)
-    vae = build_vae(recipe).to(device)
-    stage = _stage(recipe, folder, vae, decoder_only=False)
+    if start is None:
+        vae = build_vae(recipe).to(device)
+        stage = _stage(recipe, folder, vae, steps=recipe.vae.joint_steps)
+    else:
+        vae = start.to(device=device, memory_format=torch.channels_last)
+        stage = _stage(recipe, folder, vae, steps=recipe.vae.onward_steps, rate_scale=recipe.vae.onward_rate_scale)
 
     def compute(stage: Stage) -> Losses:
-        true, people = _crops(data, stage, recipe.vae)
-        true, people = true.to(vae.device), people.to(vae.device)
+        crops = draw_crops(data, stage.generator, recipe.vae)
+        true, weight = crops.pixels.to(vae.device), crops.weight.to(vae.device)
         with mixed_precision(vae.device):
             posterior = vae.encode(true).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=stage.generator).to(vae.device)
             made = vae.decode(posterior.mean + posterior.std * noise).sample
-        rec = reconstruction_loss(made.float(), true, people, recipe.vae)
+        rec = reconstruction_loss(made.float(), true, weight, recipe.vae)
         kl = posterior.kl().float().mean()
         return {"loss": rec + recipe.vae.kl_weight * kl, "rec": rec.detach(), "kl": kl.detach()}
 
@@ -128,16 +161,17 @@ def train_vae(recipe: Recipe, data: StoryDB, folder: Path, device: torch.device)
 
 def train_decoder(recipe: Recipe, data: StoryDB, folder: Path, vae: AutoencoderKL) -> AutoencoderKL:
     """Trains the decoder on; latents, and with them every trained UNet, stay what they are."""
-    stage = _stage(recipe, folder, vae, decoder_only=True)
+    plan = recipe.vae
+    stage = _stage(recipe, folder, vae, steps=plan.decoder_steps, rate_scale=plan.onward_rate_scale, decoder_only=True)
 
     def compute(stage: Stage) -> Losses:
-        true, people = _crops(data, stage, recipe.vae)
-        true, people = true.to(vae.device), people.to(vae.device)
+        crops = draw_crops(data, stage.generator, recipe.vae)
+        true, weight = crops.pixels.to(vae.device), crops.weight.to(vae.device)
         with mixed_precision(vae.device):
             with torch.no_grad():
                 latents = vae.encode(true).latent_dist.mode()
             made = vae.decode(latents).sample
-        rec = reconstruction_loss(made.float(), true, people, recipe.vae)
+        rec = reconstruction_loss(made.float(), true, weight, recipe.vae)
         return {"loss": rec, "rec": rec.detach()}
 
     run(stage, compute, lambda s: _sample_grid(data, vae, s))
