@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,25 @@ class GroupLayout:
         for frames in self.frames:
             yield slice(start, start + frames)
             start += frames
+
+    def bounds(self, device: torch.device) -> Tensor:
+        """The layout for kernels: int32 [R, 2], the first and one past the last row of each row's group.
+
+        One tensor per layout and device is kept, so that a step copies nothing to the device.
+        """
+        return _bounds(self.frames, device)
+
+    @staticmethod
+    def from_bounds(bounds: Tensor) -> GroupLayout:
+        """The inverse of ``bounds``. Reads the values on the host."""
+        firsts = bounds[:, 0].tolist()
+        return GroupLayout(tuple(firsts.count(first) for first in sorted(set(firsts))))
+
+
+@lru_cache(maxsize=256)
+def _bounds(frames: tuple[int, ...], device: torch.device) -> Tensor:
+    ends = [
+        [piece.start, piece.stop] for piece, count in zip(GroupLayout(frames).slices(), frames, strict=True)
+        for _ in range(count)
+    ]  # fmt: skip
+    return torch.tensor(ends, dtype=torch.int32, device=device)

@@ -33,13 +33,18 @@ def cross_frame_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
     Raises:
         ValueError: the shapes do not fit each other or the layout.
     """
-    if q.ndim != 4 or k.shape != q.shape or v.shape != q.shape or q.shape[0] != layout.rows:
-        raise ValueError(f"q, k and v must be [{layout.rows}, H, N, d] for this layout; got {_shapes(q, k, v)}")
+    check_cross_frame(q, k, v, mask, layout.rows)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
-    if mask.dtype != torch.bool or mask.shape != (q.shape[0], q.shape[2]):
-        raise ValueError(f"mask must be bool [{q.shape[0]}, {q.shape[2]}]; got {mask.dtype} {list(mask.shape)}")
     return torch.cat([_group_attention(q[rows], k[rows], v[rows], mask[rows]) for rows in layout.slices()])
+
+
+def check_cross_frame(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: int) -> None:
+    """Raises ValueError unless the arguments of ``cross_frame_attention`` fit each other and a layout of ``rows``."""
+    if q.ndim != 4 or k.shape != q.shape or v.shape != q.shape or q.shape[0] != rows:
+        raise ValueError(f"q, k and v must be [{rows}, H, N, d] for this layout; got {_shapes(q, k, v)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (q.shape[0], q.shape[2])):
+        raise ValueError(f"mask must be bool [{q.shape[0]}, {q.shape[2]}]; got {mask.dtype} {list(mask.shape)}")
 
 
 def _group_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -94,21 +99,141 @@ def cross_attention_with_maps(q: Tensor, k: Tensor, v: Tensor, token_mask: Tenso
     return probabilities.to(v.dtype) @ v, _maps(probabilities, token_mask)
 
 
-def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+def identity_cross_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    id_k: Tensor,
+    id_v: Tensor,
+    stream_ends: Tensor,
+    scale: Tensor,
+    region: Tensor | None,
+    token_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Text cross-attention to which each character's identity tokens add what they say, where the character is.
+
+    ``Attn(q, k, v) + sum over c of scale[c] * region[c] * Attn(q, k_c, v_c)``: every attention has its own softmax over
+    its own keys (decoupled cross-attention, as in IP-Adapter). The C streams of a row lie one after the other on one
+    axis of S tokens, each as long as it needs to be. One of no tokens adds nothing; tokens beyond the last stream are
+    not seen. Softmax and sum run in float32 at least. Differentiable in all but ``stream_ends`` and ``token_mask``.
+
+    Args:
+        q: [R, H, N, d].
+        k, v: [R, H, T, d], the text.
+        id_k, id_v: [R, H, S, d], the identity tokens.
+        stream_ends: int [R, C], one past the last token of each stream; a stream begins where the one before it ends.
+        scale: floating point [R, C].
+        region: floating point [R, C, N], the part of a row where a stream acts; None for everywhere.
+        token_mask: [R, K, T], see ``attention_maps``; None for no maps.
+
+    Returns:
+        The output [R, H, N, d], dtype of ``q``, and the maps of the text [R, K, N] as of ``attention_maps``.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    check_identity(q, k, v, id_k, id_v, stream_ends, scale, region, token_mask)
+    probabilities = _probabilities(q, k)
+    if token_mask is None:
+        token_mask = k.new_zeros(k.shape[0], 0, k.shape[2])
+    maps = _maps(probabilities, token_mask)
+    out = (probabilities.to(v.dtype) @ v).to(probabilities.dtype)
+    begin = torch.zeros_like(stream_ends[:, :1])
+    slot = torch.arange(id_k.shape[2], device=q.device)
+    for stream in range(stream_ends.shape[1]):
+        end = stream_ends[:, stream, None]
+        own = (slot >= begin) & (slot < end)
+        filled = own.any(1, keepdim=True)
+        # A softmax without a key is NaN, and so is its gradient: an empty stream sees all keys and then counts nothing.
+        identity = _probabilities(q, id_k, (own | ~filled)[:, None, None])
+        weight = (scale[:, stream, None] * filled).to(out.dtype)
+        if region is not None:
+            weight = weight * region[:, stream].to(out.dtype)
+        out = out + weight[:, None, :, None] * (identity.to(id_v.dtype) @ id_v)
+        begin = end
+    return out.to(q.dtype), maps
+
+
+def check_identity(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    id_k: Tensor,
+    id_v: Tensor,
+    stream_ends: Tensor,
+    scale: Tensor,
+    region: Tensor | None,
+    token_mask: Tensor | None,
+) -> None:
+    """Raises ValueError unless the arguments of ``identity_cross_attention`` fit each other."""
+    if q.ndim != 4:
+        raise ValueError(f"q must be [R, H, N, d]; got {_shapes(q)}")
+    rows, heads, positions, width = q.shape
+    for names, (keys, values), length in (("k and v", (k, v), "T"), ("id_k and id_v", (id_k, id_v), "S")):
+        fits = keys.ndim == 4 and (*keys.shape[:2], keys.shape[3]) == (rows, heads, width)
+        if not fits or values.shape != keys.shape:
+            raise ValueError(
+                f"{names} must be [{rows}, {heads}, {length}, {width}] for q {_shapes(q)}; got {_shapes(keys, values)}"
+            )
+    if stream_ends.ndim != 2 or stream_ends.shape[0] != rows or stream_ends.is_floating_point():
+        raise ValueError(f"stream_ends must be int [{rows}, C]; got {stream_ends.dtype} {_shapes(stream_ends)}")
+    streams = stream_ends.shape[1]
+    if scale.shape != (rows, streams):
+        raise ValueError(f"scale must be [{rows}, {streams}] for stream_ends; got {_shapes(scale)}")
+    if region is not None and region.shape != (rows, streams, positions):
+        raise ValueError(f"region must be [{rows}, {streams}, {positions}] or None; got {_shapes(region)}")
+    if token_mask is not None:
+        _check_token_mask(token_mask, rows, k.shape[2])
+
+
+def _probabilities(q: Tensor, k: Tensor, seen: Tensor | None = None) -> Tensor:
     if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q must be [R, H, N, d] and k [R, H, T, d]; got {_shapes(q, k)}")
     scores: Tensor = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def _maps(probabilities: Tensor, token_mask: Tensor) -> Tensor:
     rows, _, _, tokens = probabilities.shape
-    if token_mask.ndim != 3 or token_mask.shape[0] != rows or token_mask.shape[2] != tokens:
-        raise ValueError(f"token_mask must be [{rows}, K, {tokens}]; got {list(token_mask.shape)}")
+    _check_token_mask(token_mask, rows, tokens)
     chosen = (token_mask != 0).to(probabilities.dtype)
     share: Tensor = chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1)
     return torch.matmul(share, probabilities.mean(dim=1).transpose(-1, -2))
 
 
+def _check_token_mask(token_mask: Tensor, rows: int, tokens: int) -> None:
+    if token_mask.ndim != 3 or token_mask.shape[0] != rows or token_mask.shape[2] != tokens:
+        raise ValueError(f"token_mask must be [{rows}, K, {tokens}]; got {list(token_mask.shape)}")
+
+
 def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(list(tensor.shape)) for tensor in tensors)
+
+
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
+    """Group normalisation of each row, then SiLU; in float32 at least.
+
+    Args:
+        x: [B, C, ...].
+        groups: of the channels; divides C.
+        weight, bias: [C] or None.
+        eps: added to the variance.
+        silu: whether SiLU follows.
+
+    Returns:
+        The shape and dtype of ``x``, in channels-last order where ``x`` is.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # PyTorch's channels-last kernel for the CPU loses the variance where the mean is large.
+    normal = F.group_norm(x.to(wide).contiguous(), groups, _cast(weight, wide), _cast(bias, wide), eps)
+    out = (F.silu(normal) if silu else normal).to(x.dtype)
+    channels_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if parameter is None else parameter.to(dtype)
