@@ -16,6 +16,7 @@ from storyloom_model.batch import predict
 from storyloom_model.components import Components, load_components
 from storyloom_model.decoder import Decoder
 from storyloom_model.encoder import TextEncoder
+from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.jobs import StoryJob
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule
@@ -55,6 +56,9 @@ class Denoiser:
         try:
             check_schedule(self._schedule)
             install_story_attention(self._unet)
+            if components.unet.device.type == "cuda":
+                for module in (components.unet, components.vae):
+                    fuse_group_norms(module)
         except ValueError as error:
             raise PackageError(f"{package.folder}: {error}") from error
         self._unets = {None: self._unet} | {
