@@ -6,7 +6,7 @@ RECIPE ?= mini-128
 RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint types unit proto proto-baseline quality quality-reader overlap train-mini clean
+.PHONY: help demo serve test lint types unit proto proto-baseline aot gpu quality quality-reader overlap train-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -40,6 +40,16 @@ proto: $(VENV)/.dev  ## generate the Python code of proto/ anew
 
 proto-baseline: $(VENV)/.dev  ## accept the present protos as the contract that later ones must not break
 	$(BIN)/python scripts/check_proto.py --update-baseline
+
+aot: $(VENV)/.dev  ## compile every kernel for every architecture and print what it takes; needs no GPU
+	PYTHONPATH=kernels $(BIN)/python -m storyloom_kernels.aot
+
+# On the machine with the GPU, with the Python that has a CUDA build of torch: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu:  ## on a GPU: kernel tests, then benchmarks into benchmarks/results/
+	PYTHONPATH=kernels:model:. $(GPU_PYTHON) -m pytest -q tests/kernels
+	PYTHONPATH=kernels:model:. $(GPU_PYTHON) -m benchmarks.kernels.run
+	PYTHONPATH=kernels:model:. $(GPU_PYTHON) -m benchmarks.kernels.unet
 
 quality: $(VENV)/.dev  ## measure prompt agreement, consistency and background diversity (about 8 minutes on two cores)
 	$(BIN)/python -m benchmarks.quality.run --stories 50 --dtype bfloat16
