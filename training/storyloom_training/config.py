@@ -28,7 +28,7 @@ class VaeRecipe:
     joint_steps: int = 5600
     onward_steps: int = 3000
     onward_rate_scale: float = 0.5
-    decoder_steps: int = 1200
+    decoder_steps: int = 600
     batch: int = 16
     crop: int = 64
     learning_rate: float = 2.5e-3
@@ -65,7 +65,7 @@ class BaseRecipe:
     vocabulary: int = 1600
     tokens: int = 77
     batch: int = 24
-    steps: int = 4400
+    steps: int = 3600
     learning_rate: float = 7e-4
     text_rate_scale: float = 0.2
     warmup: int = 100
