@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storyloom_kernels.reference import cross_attention_with_maps, identity_cross_attention
+from storyloom_kernels.tuning import Tiles
 from tests.kernels.poison import poisoned_memory
 
 HEADS = 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BLOCKS = {"block_queries": 16, "block_tokens": 16, "block_identity": 16}
+TILES = Tiles(queries=16, keys=16, warps=4, stages=2)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Case:
         return [tensor for tensor in tensors if tensor is not None]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
-        return Case(**{name: value if value is None else change(value) for name, value in vars(self).items()})
+        changed = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **changed)
 
     def precise(self) -> Case:
         return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
@@ -240,8 +242,10 @@ def kernels() -> Any:
 def check_kernels(kernels: Any, case: Case, atol: float, rtol: float) -> None:
     """Results and gradients against the definition in float64; gradients are sums of more terms, with larger errors."""
     with poisoned_memory():
-        out, maps, lse, id_lse = kernels.forward(*case.arguments, **BLOCKS)
-        found = kernels.backward(*case.arguments, lse, id_lse, case.d_out, case.d_maps, **BLOCKS)
+        out, maps, lse, id_lse = kernels.forward(*case.arguments, tiles=TILES)
+        found = kernels.backward(
+            *case.arguments, lse, id_lse, case.d_out, case.d_maps, query_tiles=TILES, key_tiles=TILES
+        )
     precise = case.precise()
     expected_out, expected_maps = identity_cross_attention(*precise.arguments)
     assert out.dtype == case.q.dtype
@@ -279,12 +283,12 @@ def test_the_kernels_in_bfloat16(kernels: Any, width: int, size: Sizes) -> None:
 def test_a_row_does_not_depend_on_its_neighbours_nor_the_output_on_maps(kernels: Any) -> None:
     case = Sizes(seed=4, rows=3, positions=20, tokens=20, packed=20, streams=2, groups=2, region=True)
     together = case.case(40, torch.float32)
-    out, maps, *_ = kernels.forward(*together.arguments, **BLOCKS)
+    out, maps, *_ = kernels.forward(*together.arguments, tiles=TILES)
     alone = together.rows(slice(1, 2))
-    alone_out, alone_maps, *_ = kernels.forward(*alone.arguments, **BLOCKS)
+    alone_out, alone_maps, *_ = kernels.forward(*alone.arguments, tiles=TILES)
     assert torch.equal(out[1:2], alone_out)
     assert torch.equal(maps[1:2], alone_maps)
-    without, no_maps, *_ = kernels.forward(*replace(alone, token_mask=None).arguments, **BLOCKS)
+    without, no_maps, *_ = kernels.forward(*replace(alone, token_mask=None).arguments, tiles=TILES)
     assert torch.equal(without, alone_out)
     assert no_maps.shape == (1, 0, 20)
 

@@ -448,7 +448,7 @@ def group_norm_silu_backward(
     )  # fmt: skip
     if weight is None or bias is None:
         return _returned(result, dx), None, None
-    d_bias, d_weight = by_channel.sum(dim=1)
+    d_bias, d_weight = (part.sum(dim=0) for part in by_channel)
     return _returned(result, dx), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 

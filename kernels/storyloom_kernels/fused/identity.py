@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
@@ -19,9 +20,12 @@ from torch import Tensor
 
 from storyloom_kernels.aot import WIDTHS, Variant
 from storyloom_kernels.fused.tiles import LOG2E, dot_rows, load_rows, split_width, store_rows
+from storyloom_kernels.tuning import Tiles
 
 # `tl.dot` sums over 16 columns or more; token groups are padded to it.
 GROUPS: tl.constexpr = tl.constexpr(16)
+# Identity tokens of a step. Most encoders give 4 or 16 of a character.
+STREAM_STEP = 16
 
 
 @triton.jit
@@ -45,33 +49,36 @@ def _store(base, place, stride, keep, x0, x1, D: tl.constexpr, D0: tl.constexpr,
 
 
 @triton.jit
-def _attend(
-    state, q0, q1, k_base, v_base, k_pos, v_pos, key, keep, scale, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr
-):
-    """One tile of keys of a running softmax, in powers of 2. The tile of the first call holds a key to keep."""
-    top, total, acc0, acc1 = state
-    k0, k1 = _load(k_base, key, k_pos, keep, D, D0, D1)
-    scores = tl.where(keep[None, :], dot_rows(q0, q1, k0, k1, D1) * scale, float("-inf"))
+def _scores(q0, q1, k0, k1, keep, scale, D1: tl.constexpr):
+    """Exponents of 2 of the softmax [BM, keys]; -inf for keys that do not exist, which else would score 0."""
+    return tl.where(keep[None, :], dot_rows(q0, q1, k0, k1, D1) * scale, float("-inf"))
+
+
+@triton.jit
+def _extend(top, total, scores):
+    """The largest exponent and the sum of the powers, with one more tile of keys. The first tile has a key."""
     higher = tl.maximum(top, tl.max(scores, 1))
-    p = tl.exp2(scores - higher[:, None])
-    shrink = tl.exp2(top - higher)
-    total = total * shrink + tl.sum(p, 1)
-    v0, v1 = _load(v_base, key, v_pos, keep, D, D0, D1)
-    p = p.to(v0.dtype)
-    acc0 = tl.dot(p, v0, acc0 * shrink[:, None], input_precision="tf32x3")
-    if D1 > 0:
-        acc1 = tl.dot(p, v1, acc1 * shrink[:, None], input_precision="tf32x3")
-    return higher, total, acc0, acc1
+    return higher, total * tl.exp2(top - higher) + tl.sum(tl.exp2(scores - higher[:, None]), 1)
 
 
 @triton.jit
 def _nothing(BM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
-    """The state of a running softmax that has seen no key."""
+    """An empty softmax and an empty sum of rows."""
     acc0 = tl.zeros([BM, D0], tl.float32)
     acc1 = acc0
     if D1 > 0:
         acc1 = tl.zeros([BM, D1], tl.float32)
     return tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32), acc0, acc1
+
+
+@triton.jit
+def _add_product(acc0, acc1, p, x0, x1, D1: tl.constexpr):
+    """[m, n] times rows [n, d], in the dtype of the rows, onto a sum."""
+    p = p.to(x0.dtype)
+    acc0 = tl.dot(p, x0, acc0, input_precision="tf32x3")
+    if D1 > 0:
+        acc1 = tl.dot(p, x1, acc1, input_precision="tf32x3")
+    return acc0, acc1
 
 
 @triton.jit
@@ -137,14 +144,22 @@ def _forward(
     q0, q1 = _load(_plane(q, row, q_row, head, q_head), n, q_pos, there, D, D0, D1)
 
     k_base, v_base = _plane(k, row, k_row, head, k_head), _plane(v, row, v_row, head, v_head)
-    top, total, acc0, acc1 = _nothing(BM, D0, D1)
+    top, total, out0, out1 = _nothing(BM, D0, D1)
     for start in range(0, tokens, BT):
         key = start + tl.arange(0, BT)
-        top, total, acc0, acc1 = _attend(
-            (top, total, acc0, acc1), q0, q1, k_base, v_base, k_pos, v_pos, key, key < tokens, scale, D, D0, D1
-        )
+        keep = key < tokens
+        k0, k1 = _load(k_base, key, k_pos, keep, D, D0, D1)
+        scores = _scores(q0, q1, k0, k1, keep, scale, D1)
+        before = top
+        top, total = _extend(top, total, scores)
+        v0, v1 = _load(v_base, key, v_pos, keep, D, D0, D1)
+        shrink = tl.exp2(before - top)[:, None]
+        out0 *= shrink
+        if D1 > 0:
+            out1 *= shrink
+        out0, out1 = _add_product(out0, out1, tl.exp2(scores - top[:, None]), v0, v1, D1)
     total, log = _finish(top, total)
-    out0, out1 = acc0 / total[:, None], acc1 / total[:, None]
+    out0, out1 = out0 / total[:, None], out1 / total[:, None]
     tl.store(lse + place * positions + n, log, mask=there)
 
     if G > 0:
@@ -155,7 +170,7 @@ def _forward(
             key = start + tl.arange(0, BT)
             keep = key < tokens
             k0, k1 = _load(k_base, key, k_pos, keep, D, D0, D1)
-            scores = tl.where(keep[None, :], dot_rows(q0, q1, k0, k1, D1) * scale, float("-inf"))
+            scores = _scores(q0, q1, k0, k1, keep, scale, D1)
             chosen = tl.load(
                 token_mask + row * mask_row + group[None, :] * mask_group + key[:, None],
                 mask=keep[:, None] & (group < G)[None, :], other=0,
@@ -173,20 +188,24 @@ def _forward(
     begin = 0
     for c in tl.static_range(C):
         end = tl.load(ends + row * ends_row + c)
-        top, total, acc0, acc1 = _nothing(BM, D0, D1)
-        for start in range(begin, tl.minimum(end, packed), BS):
+        last = tl.minimum(end, packed)
+        # Twice through the few tokens: the second sum of rows that a running softmax takes would cost more registers.
+        top, total, _, _ = _nothing(BM, D0, D1)
+        for start in range(begin, last, BS):
             key = start + tl.arange(0, BS)
-            top, total, acc0, acc1 = _attend(
-                (top, total, acc0, acc1), q0, q1, id_k_base, id_v_base, id_k_pos, id_v_pos,
-                key, (key < end) & (key < packed), scale, D, D0, D1,
-            )  # fmt: skip
-        weight = _weight(weights + row * weights_row + c, region_base + c * region_stream, n, there, REGION)
-        total, log = _finish(top, total)
-        weight /= total
-        out0 += acc0 * weight[:, None]
-        if D1 > 0:
-            out1 += acc1 * weight[:, None]
+            keep = key < last
+            k0, k1 = _load(id_k_base, key, id_k_pos, keep, D, D0, D1)
+            top, total = _extend(top, total, _scores(q0, q1, k0, k1, keep, scale, D1))
+        _, log = _finish(top, total)
         tl.store(id_lse + (place * C + c) * positions + n, log, mask=there)
+        weight = _weight(weights + row * weights_row + c, region_base + c * region_stream, n, there, REGION)
+        for start in range(begin, last, BS):
+            key = start + tl.arange(0, BS)
+            keep = key < last
+            k0, k1 = _load(id_k_base, key, id_k_pos, keep, D, D0, D1)
+            p = tl.exp2(_scores(q0, q1, k0, k1, keep, scale, D1) - log[:, None]) * weight[:, None]
+            v0, v1 = _load(id_v_base, key, id_v_pos, keep, D, D0, D1)
+            out0, out1 = _add_product(out0, out1, p, v0, v1, D1)
         begin = end
 
     _store(_plane(out, row, o_row, head, o_head), n, o_pos, there, out0, out1, D, D0, D1)
@@ -200,8 +219,7 @@ def _probabilities(
     """A tile of keys, their probabilities [BM, keys], and the gradient of these from the output and G maps."""
     k0, k1 = _load(k_base, key, k_pos, keep, D, D0, D1)
     v0, v1 = _load(v_base, key, v_pos, keep, D, D0, D1)
-    # Keys beyond the last score 0, of which the power may be infinite where all others score very low.
-    scores = tl.where(keep[None, :], dot_rows(q0, q1, k0, k1, D1) * scale, float("-inf"))
+    p = tl.exp2(_scores(q0, q1, k0, k1, keep, scale, D1) - log[:, None])
     dp = dot_rows(do0, do1, v0, v1, D1)
     if G > 0:
         group = tl.arange(0, GROUPS)
@@ -209,16 +227,7 @@ def _probabilities(
             share + group[:, None] * length + key[None, :], mask=(group < G)[:, None] & keep[None, :], other=0.0
         )
         dp = tl.dot(dm, part, dp, input_precision="tf32x3")
-    return k0, k1, tl.exp2(scores - log[:, None]), dp
-
-
-@triton.jit
-def _add_query_gradient(dq0, dq1, ds, k0, k1, D1: tl.constexpr):
-    ds = ds.to(k0.dtype)
-    dq0 = tl.dot(ds, k0, dq0, input_precision="tf32x3")
-    if D1 > 0:
-        dq1 = tl.dot(ds, k1, dq1, input_precision="tf32x3")
-    return dq0, dq1
+    return k0, k1, p, dp
 
 
 @triton.jit
@@ -298,7 +307,7 @@ def _backward_queries(
             q0, q1, do0, do1, log, k_base, v_base, k_pos, v_pos, key, key < tokens, scale, dm, share_base, tokens,
             D, D0, D1, G,
         )  # fmt: skip
-        dq0, dq1 = _add_query_gradient(dq0, dq1, p * (dp - total[:, None]), k0, k1, D1)
+        dq0, dq1 = _add_product(dq0, dq1, p * (dp - total[:, None]), k0, k1, D1)
 
     id_k_base, id_v_base = _plane(id_k, row, id_k_row, head, id_k_head), _plane(id_v, row, id_v_row, head, id_v_head)
     region_base = region + row * region_row
@@ -324,7 +333,7 @@ def _backward_queries(
                 D, D0, D1, 0,
             )  # fmt: skip
             ds = p * (dp - total[:, None]) * weight[:, None]
-            dq0, dq1 = _add_query_gradient(dq0, dq1, ds, k0, k1, D1)
+            dq0, dq1 = _add_product(dq0, dq1, ds, k0, k1, D1)
         begin = end
 
     factor = scale / LOG2E
@@ -415,16 +424,30 @@ def _backward_keys(
                     n, there, REGION,
                 )  # fmt: skip
                 p *= weight[None, :]
-            ds = (p * (dp - tl.load(inner_base + n, mask=there, other=0.0)[None, :])).to(q0.dtype)
-            p = p.to(do0.dtype)
-            dv0 = tl.dot(p, do0, dv0, input_precision="tf32x3")
-            dk0 = tl.dot(ds, q0, dk0, input_precision="tf32x3")
-            if D1 > 0:
-                dv1 = tl.dot(p, do1, dv1, input_precision="tf32x3")
-                dk1 = tl.dot(ds, q1, dk1, input_precision="tf32x3")
+            ds = p * (dp - tl.load(inner_base + n, mask=there, other=0.0)[None, :])
+            dv0, dv1 = _add_product(dv0, dv1, p, do0, do1, D1)
+            dk0, dk1 = _add_product(dk0, dk1, ds, q0, q1, D1)
         factor = scale / LOG2E
         _store(_plane(d_k, row, dk_row, head, dk_head), key, dk_pos, keep, dk0 * factor, dk1 * factor, D, D0, D1)
         _store(_plane(d_v, row, dv_row, head, dv_head), key, dv_pos, keep, dv0, dv1, D, D0, D1)
+
+
+# Tiles for any GPU: the largest of those tried that stay in registers from sm_80 to sm_120.
+
+
+def default_forward_tiles(width: int) -> Tiles:
+    """Queries of a program, and text tokens of a step."""
+    return Tiles(64, 32, 4, 2) if width <= 96 else Tiles(32, 16, 8, 2)
+
+
+def default_query_tiles(width: int) -> Tiles:
+    """For the gradient of the queries: as of the forward."""
+    return Tiles(64, 16, 4, 2) if width <= 96 else Tiles(16, 16, 4, 1)
+
+
+def default_key_tiles(width: int) -> Tiles:
+    """For the gradients of keys and values: queries of a step, and keys of a program."""
+    return Tiles(32, 64, 8, 2) if width <= 96 else Tiles(32, 16, 4, 2)
 
 
 def forward(
@@ -438,11 +461,7 @@ def forward(
     region: Tensor | None,
     token_mask: Tensor | None,
     *,
-    block_queries: int = 64,
-    block_tokens: int = 32,
-    block_identity: int = 16,
-    num_warps: int | None = None,
-    num_stages: int = 2,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.identity_cross_attention` on a GPU, and what its backward needs.
 
@@ -454,15 +473,14 @@ def forward(
         scale: float32 [R, C].
         region: float32 [R, C, N], or None for 1 everywhere.
         token_mask: bool or number [R, G, T], or None.
-        block_queries: queries of a program.
-        block_tokens, block_identity: keys of a step, 16 or more.
-        num_warps, num_stages: of a program, see Triton. The default is as many warps as hold a head in registers.
+        tiles: queries of a program and text tokens of a step, 16 or more of each; None for `default_forward_tiles`.
 
     Returns:
         The output [R, H, N, d], in dtype and in memory like q; the maps [R, G, N]; and logarithms to base 2 of the
         softmaxes' sums over the text [R, H, N] and over the streams [R, H, C, N]. All but the first are float32.
     """
     rows, heads, positions, width = q.shape
+    tiles = tiles or default_forward_tiles(width)
     streams, groups = stream_ends.shape[1], 0 if token_mask is None else token_mask.shape[1]
     out = _like(q)
     q, k, v, id_k, id_v = map(_aligned, (q, k, v, id_k, id_v))
@@ -472,14 +490,13 @@ def forward(
     lse = _floats(q, rows, heads, positions)
     id_lse = _floats(q, rows, heads, streams, positions)
     maps = _floats(q, rows, heads, groups, positions)
-    _forward[(triton.cdiv(positions, block_queries), heads, rows)](
+    _forward[(triton.cdiv(positions, tiles.queries), heads, rows)](
         q, k, v, id_k, id_v, stream_ends, scale, area, marks, out, lse, id_lse, maps,
         *_strides(q, k, v, id_k, id_v), stream_ends.stride(0), scale.stride(0), *area.stride()[:2],
         *marks.stride()[:2], *_strides(out),
         heads, positions, k.shape[2], id_k.shape[2], width**-0.5 * math.log2(math.e),
         width, *split_width(width), streams, groups, region is not None,
-        block_queries, block_tokens, block_identity,
-        num_warps=num_warps or _warps(width), num_stages=num_stages,
+        tiles.queries, tiles.keys, STREAM_STEP, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out, maps.mean(1), lse, id_lse
 
@@ -499,11 +516,8 @@ def backward(
     d_out: Tensor,
     d_maps: Tensor | None,
     *,
-    block_queries: int = 64,
-    block_tokens: int = 32,
-    block_identity: int = 16,
-    num_warps: int | None = None,
-    num_stages: int = 2,
+    query_tiles: Tiles | None = None,
+    key_tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `forward`.
 
@@ -512,7 +526,8 @@ def backward(
         lse, id_lse: from `forward`.
         d_out: [R, H, N, d], q's dtype.
         d_maps: float32 [R, G, N], or None where no gradient comes through the maps.
-        block_queries, block_tokens, block_identity, num_warps, num_stages: see `forward`.
+        query_tiles: queries of a program and text tokens of a step; None for `default_query_tiles`.
+        key_tiles: queries of a step and keys of a program; None for `default_key_tiles`.
 
     Returns:
         Gradients of q, k, v, id_k and id_v, in dtype and in memory like these, and float32 ones of scale and region
@@ -535,16 +550,16 @@ def backward(
     inner = _floats(q, rows, heads, positions)
     id_inner = _floats(q, rows, heads, streams, positions)
     score_scale = width**-0.5 * math.log2(math.e)
-    launch = {"num_warps": num_warps or _warps(width), "num_stages": num_stages}
-    _backward_queries[(triton.cdiv(positions, block_queries), heads, rows)](
+    tiles = query_tiles or default_query_tiles(width)
+    _backward_queries[(triton.cdiv(positions, tiles.queries), heads, rows)](
         q, k, v, id_k, id_v, stream_ends, scale, area, share, lse, id_lse, d_out, dm, dq, inner, id_inner,
         *_strides(q, k, v, id_k, id_v), stream_ends.stride(0), scale.stride(0), *area.stride()[:2],
         *_strides(d_out), *dm.stride()[:2], *_strides(dq),
         heads, positions, tokens, packed, score_scale,
         width, *split_width(width), streams, groups, region is not None,
-        block_queries, block_tokens, block_identity, **launch,
+        tiles.queries, tiles.keys, STREAM_STEP, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    # Here a program's tile is one of keys and its steps are over queries: the same two sizes, exchanged.
+    tiles = key_tiles or default_key_tiles(width)
     for is_identity, keys, values, d_keys, d_values, logs, sums in (
         (False, k, v, dk, dv, lse, inner),
         (True, id_k, id_v, d_id_k, d_id_v, id_lse, id_inner),
@@ -552,23 +567,20 @@ def backward(
         softmaxes, length = streams if is_identity else 1, keys.shape[2]
         if softmaxes * length == 0:
             continue
-        _backward_keys[(softmaxes * triton.cdiv(length, block_queries), heads, rows)](
+        _backward_keys[(softmaxes * triton.cdiv(length, tiles.keys), heads, rows)](
             q, keys, values, stream_ends, scale, area, share, logs, sums, d_out, dm, d_keys, d_values,
             *_strides(q, keys, values), stream_ends.stride(0), scale.stride(0), *area.stride()[:2],
             *_strides(d_out), *dm.stride()[:2], *_strides(d_keys, d_values),
             heads, positions, length, score_scale,
             width, *split_width(width), softmaxes, 0 if is_identity else groups, is_identity,
-            is_identity and region is not None, block_tokens, block_queries, **launch,
+            is_identity and region is not None, tiles.queries, tiles.keys,
+            num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
     through = id_inner.sum(1)
     if region is None:
         return dq, dk, dv, d_id_k, d_id_v, through.sum(-1), None
     return dq, dk, dv, d_id_k, d_id_v, (through * region).sum(-1), scale[:, :, None] * through
-
-
-def _warps(width: int) -> int:
-    return 4 if width <= 96 else 8
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -597,28 +609,35 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
 
 
 def variants(_: int) -> Iterator[Variant]:
-    """What is compiled ahead of time: two streams, two maps, and the launchers' default tiles."""
+    """What is compiled ahead of time: two streams, two maps, and the default tiles."""
     heads = ("q", "k", "v", "id_k", "id_v", "out", "d_out", "d_q", "d_k", "d_v")
     floats = ("weights", "region", "share", "lse", "id_lse", "maps", "d_maps", "inner", "id_inner")
     types = dict.fromkeys(heads, "*bf16") | dict.fromkeys(floats, "*fp32")
     types |= {"ends": "*i32", "token_mask": "*i1", "scale": "fp32"}
-    options = {"C": 2, "G": 2, "REGION": True}
-    queries = {"BM": 64, "BT": 32, "BS": 16}
-    keys = {"BM": 32, "BT": 64}
-    for width in WIDTHS:
+    strided = ("q", "k", "v", "id_k", "id_v", "o", "do", "dq", "dk", "dv")
+    aligned = [f"{tensor}_{axis}" for tensor in strided for axis in ("row", "pos")]
+    aligned += ["region_row", "region_stream", "dm_row", "dm_group", "positions"]
+    for width, (name, kernel, options, choose) in product(
+        WIDTHS,
+        (
+            ("forward", _forward, {"C": 2, "G": 2, "REGION": True}, default_forward_tiles),
+            ("query_gradient", _backward_queries, {"C": 2, "G": 2, "REGION": True}, default_query_tiles),
+            (
+                "text_gradient", _backward_keys, {"C": 1, "G": 2, "STREAMS": False, "REGION": False},
+                default_key_tiles,
+            ),
+            (
+                "stream_gradient", _backward_keys, {"C": 2, "G": 0, "STREAMS": True, "REGION": True},
+                default_key_tiles,
+            ),
+        ),
+    ):  # fmt: skip
         first, second = split_width(width)
-        for name, kernel, constants in (
-            ("forward", _forward, options | queries),
-            ("query_gradient", _backward_queries, options | queries),
-            ("text_gradient", _backward_keys, options | keys | {"C": 1, "STREAMS": False, "REGION": False}),
-            ("stream_gradient", _backward_keys, options | keys | {"G": 0, "STREAMS": True}),
-        ):
-            strides = [f"{tensor}_{axis}" for tensor in ("q", "k", "v", "id_k", "id_v", "o") for axis in ("row", "pos")]
-            strides += [f"{tensor}_{axis}" for tensor in ("do", "dq", "dk", "dv") for axis in ("row", "pos")]
-            aligned = (*strides, "region_row", "region_stream", "dm_row", "dm_group", "positions")
-            yield Variant(
-                f"identity.{name} d={width}", kernel,
-                {argument: kind for argument, kind in types.items() if argument in kernel.arg_names},
-                {"D": width, "D0": first, "D1": second, **constants},
-                tuple(argument for argument in aligned if argument in kernel.arg_names), _warps(width), 2,
-            )  # fmt: skip
+        tiles = choose(width)
+        constants = {"D": width, "D0": first, "D1": second, "BM": tiles.queries, "BT": tiles.keys, "BS": STREAM_STEP}
+        yield Variant(
+            f"identity.{name} d={width}", kernel,
+            {argument: kind for argument, kind in types.items() if argument in kernel.arg_names},
+            {argument: value for argument, value in constants.items() if argument in kernel.arg_names} | options,
+            tuple(argument for argument in aligned if argument in kernel.arg_names), tiles.warps, tiles.stages,
+        )  # fmt: skip
