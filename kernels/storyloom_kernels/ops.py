@@ -143,7 +143,9 @@ def identity_cross_attention_backward(
         wanted = leaves if area is None else [*leaves, area]
         outputs, upstream = ([out, maps], [d_out, d_maps]) if maps.requires_grad else ([out], [d_out])
         found = torch.autograd.grad(outputs, wanted, upstream, materialize_grads=True)
-    gradients = [x.contiguous() for x in found] + ([q.new_empty(0)] if area is None else [])
+    ordered = zip(found[:5], (q, k, v, id_k, id_v), strict=True)
+    gradients = [torch.empty_like(like).copy_(gradient) for gradient, like in ordered]
+    gradients += [x.contiguous() for x in found[5:]] + ([q.new_empty(0)] if area is None else [])
     return (*gradients,)  # type: ignore[return-value]
 
 
@@ -152,8 +154,8 @@ def _(
     d_out: Tensor, d_maps: Tensor, q: Tensor, k: Tensor, v: Tensor, id_k: Tensor, id_v: Tensor, stream_ends: Tensor,
     scale: Tensor, region: Tensor | None, token_mask: Tensor | None, lse: Tensor, id_lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    made = [x.new_empty(x.shape) for x in (q, k, v, id_k, id_v, scale)]
-    return (*made, q.new_empty(0) if region is None else region.new_empty(region.shape))  # type: ignore[return-value]
+    made = [torch.empty_like(x) for x in (q, k, v, id_k, id_v)]
+    return (*made, scale.new_empty(scale.shape), q.new_empty(0) if region is None else region.new_empty(region.shape))  # type: ignore[return-value]
 
 
 def _keep_identity(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
