@@ -1,4 +1,4 @@
-"""Tables and a plot of what `run` measured."""
+"""Tables of what `run` measured."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def memory_bound_table(records: list[dict[str, Any]], baseline: str, rate: float
 
 
 def write_report(result: dict[str, Any], folder: Path) -> str:
-    """Writes kernels.md and, with matplotlib, kernels.png. Returns the text."""
+    """Writes kernels.md. Returns its text."""
     by_op = {op: [r for r in result["records"] if r["op"] == op] for op in ("K1", "K2", "K4")}
     rate = result["copy_bytes_per_second"]
     lines = [

@@ -1,7 +1,7 @@
 """Kernels against the best that other libraries do, in the same run: `make gpu` calls it after the tests.
 
 K1 counts everything from the map to the output: threshold, bank or mask, attention. Writes kernels.json with every
-sample, kernels.md and kernels.png, and prints the ratios that matter last.
+sample and kernels.md, whose tables it prints.
 """
 
 from __future__ import annotations
