@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Tells which models are served, and what they can do.
+    """Tells which models are served, and what they can do. Loading, unloading and warming need a server that allows model
+    control, and an administrator's token where tokens are in use.
     """
 
     def __init__(self, channel):
@@ -40,14 +41,62 @@ class ModelServiceStub:
                 request_serializer=storyloom_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=storyloom_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/storyloom.v1.ModelService/GetModel',
+                request_serializer=storyloom_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_model__service__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/storyloom.v1.ModelService/LoadModel',
+                request_serializer=storyloom_dot_v1_dot_model__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_model__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/storyloom.v1.ModelService/UnloadModel',
+                request_serializer=storyloom_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.WarmModel = channel.unary_unary(
+                '/storyloom.v1.ModelService/WarmModel',
+                request_serializer=storyloom_dot_v1_dot_model__service__pb2.WarmModelRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_model__service__pb2.WarmModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
-    """Tells which models are served, and what they can do.
+    """Tells which models are served, and what they can do. Loading, unloading and warming need a server that allows model
+    control, and an administrator's token where tokens are in use.
     """
 
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Loads a package from one of the server's model folders and warms it up. A loaded model is left as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Stories that use the model finish first. The default model stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WarmModel(self, request, context):
+        """Takes a small story through the model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -60,6 +109,26 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=storyloom_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
                     response_serializer=storyloom_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
             ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=storyloom_dot_v1_dot_model__service__pb2.GetModelRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_model__service__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=storyloom_dot_v1_dot_model__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_model__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=storyloom_dot_v1_dot_model__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_model__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'WarmModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmModel,
+                    request_deserializer=storyloom_dot_v1_dot_model__service__pb2.WarmModelRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_model__service__pb2.WarmModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'storyloom.v1.ModelService', rpc_method_handlers)
@@ -69,7 +138,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Tells which models are served, and what they can do.
+    """Tells which models are served, and what they can do. Loading, unloading and warming need a server that allows model
+    control, and an administrator's token where tokens are in use.
     """
 
     @staticmethod
@@ -89,6 +159,114 @@ class ModelService:
             '/storyloom.v1.ModelService/ListModels',
             storyloom_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
             storyloom_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.ModelService/GetModel',
+            storyloom_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
+            storyloom_dot_v1_dot_model__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.ModelService/LoadModel',
+            storyloom_dot_v1_dot_model__service__pb2.LoadModelRequest.SerializeToString,
+            storyloom_dot_v1_dot_model__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.ModelService/UnloadModel',
+            storyloom_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
+            storyloom_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.ModelService/WarmModel',
+            storyloom_dot_v1_dot_model__service__pb2.WarmModelRequest.SerializeToString,
+            storyloom_dot_v1_dot_model__service__pb2.WarmModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,12 +35,14 @@ class Story(_message.Message):
     def __init__(self, title: _Optional[str] = ..., characters: _Optional[_Iterable[_Union[Character, _Mapping[str, object]]]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping[str, object]]]] = ..., style: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping[str, object]]] = ...) -> None: ...
 
 class Character(_message.Message):
-    __slots__ = ("name", "description")
+    __slots__ = ("name", "description", "character_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CHARACTER_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+    character_id: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., character_id: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("prompt", "characters", "seed")

@@ -22,36 +22,80 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from storyloom.v1 import story_pb2 as storyloom_dot_v1_dot_story__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n storyloom/v1/story_service.proto\x12\x0cstoryloom.v1\x1a\x18storyloom/v1/story.proto\":\n\x14GenerateStoryRequest\x12\"\n\x05story\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Story\"\xaa\x02\n\x15GenerateStoryResponse\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.StoryAcceptedH\x00\x12/\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.storyloom.v1.StoryProgressH\x00\x12-\n\x07preview\x18\x05 \x01(\x0b\x32\x1a.storyloom.v1.FramePreviewH\x00\x12*\n\x05\x66rame\x18\x06 \x01(\x0b\x32\x19.storyloom.v1.FrameResultH\x00\x12\'\n\x04\x64one\x18\x07 \x01(\x0b\x32\x17.storyloom.v1.StoryDoneH\x00\x42\x07\n\x05\x65vent\"f\n\rStoryAccepted\x12(\n\x08settings\x18\x01 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_seeds\x18\x03 \x03(\x04\"m\n\rStoryProgress\x12\'\n\x05stage\x18\x01 \x01(\x0e\x32\x18.storyloom.v1.StoryStage\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x16\n\x0equeue_position\x18\x04 \x01(\r\"U\n\x0c\x46ramePreview\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\"\n\x05image\x18\x03 \x01(\x0b\x32\x13.storyloom.v1.Image\"d\n\x0b\x46rameResult\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\r\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x13.storyloom.v1.Image\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\"8\n\tStoryDone\x12+\n\x07timings\x18\x01 \x01(\x0b\x32\x1a.storyloom.v1.StoryTimings\"\x86\x01\n\x0cStoryTimings\x12\x16\n\x0equeued_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\"3\n\x05Image\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r*\x90\x01\n\nStoryStage\x12\x1b\n\x17STORY_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12STORY_STAGE_QUEUED\x10\x01\x12\x18\n\x14STORY_STAGE_ENCODING\x10\x02\x12\x19\n\x15STORY_STAGE_DENOISING\x10\x03\x12\x18\n\x14STORY_STAGE_DECODING\x10\x04\x32j\n\x0cStoryService\x12Z\n\rGenerateStory\x12\".storyloom.v1.GenerateStoryRequest\x1a#.storyloom.v1.GenerateStoryResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n storyloom/v1/story_service.proto\x12\x0cstoryloom.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18storyloom/v1/story.proto\"c\n\nScheduling\x12(\n\x08priority\x18\x01 \x01(\x0e\x32\x16.storyloom.v1.Priority\x12+\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb3\x01\n\x14GenerateStoryRequest\x12\"\n\x05story\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Story\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nscheduling\x18\x03 \x01(\x0b\x32\x18.storyloom.v1.Scheduling\x12\x35\n\ron_disconnect\x18\x04 \x01(\x0e\x32\x1e.storyloom.v1.DisconnectPolicy\"z\n\x12\x43reateStoryRequest\x12\"\n\x05story\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Story\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nscheduling\x18\x03 \x01(\x0b\x32\x18.storyloom.v1.Scheduling\"?\n\x13\x43reateStoryResponse\x12(\n\x05story\x18\x01 \x01(\x0b\x32\x19.storyloom.v1.StoryRecord\"=\n\x11WatchStoryRequest\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\";\n\x0fGetStoryRequest\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x16\n\x0einclude_images\x18\x02 \x01(\x08\"<\n\x10GetStoryResponse\x12(\n\x05story\x18\x01 \x01(\x0b\x32\x19.storyloom.v1.StoryRecord\"d\n\x12ListStoriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.storyloom.v1.StoryState\"Z\n\x13ListStoriesResponse\x12*\n\x07stories\x18\x01 \x03(\x0b\x32\x19.storyloom.v1.StoryRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x43\x61ncelStoryRequest\x12\x10\n\x08story_id\x18\x01 \x01(\t\"?\n\x13\x43\x61ncelStoryResponse\x12(\n\x05story\x18\x01 \x01(\x0b\x32\x19.storyloom.v1.StoryRecord\"\xbe\x01\n\x12\x45xtendStoryRequest\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.storyloom.v1.Frame\x12/\n\x0enew_characters\x18\x03 \x03(\x0b\x32\x17.storyloom.v1.Character\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\nscheduling\x18\x05 \x01(\x0b\x32\x18.storyloom.v1.Scheduling\"?\n\x13\x45xtendStoryResponse\x12(\n\x05story\x18\x01 \x01(\x0b\x32\x19.storyloom.v1.StoryRecord\"\xbb\x01\n\x10RedoFrameRequest\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66rame_index\x18\x02 \x01(\r\x12\"\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x13.storyloom.v1.Frame\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12,\n\nscheduling\x18\x06 \x01(\x0b\x32\x18.storyloom.v1.SchedulingB\x07\n\x05_seed\"=\n\x11RedoFrameResponse\x12(\n\x05story\x18\x01 \x01(\x0b\x32\x19.storyloom.v1.StoryRecord\"\xae\x03\n\x0bStoryRecord\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.storyloom.v1.StoryState\x12\"\n\x05story\x18\x03 \x01(\x0b\x32\x13.storyloom.v1.Story\x12)\n\x06\x66rames\x18\x04 \x03(\x0b\x32\x19.storyloom.v1.FrameResult\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fparent_story_id\x18\x08 \x01(\t\x12\x15\n\rlast_sequence\x18\t \x01(\x04\x12+\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x1a.storyloom.v1.StoryFailure\x12%\n\x04\x64one\x18\x0b \x01(\x0b\x32\x17.storyloom.v1.StoryDone\"=\n\x0cStoryFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa7\x02\n\x12WatchStoryResponse\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.StoryAcceptedH\x00\x12/\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.storyloom.v1.StoryProgressH\x00\x12-\n\x07preview\x18\x05 \x01(\x0b\x32\x1a.storyloom.v1.FramePreviewH\x00\x12*\n\x05\x66rame\x18\x06 \x01(\x0b\x32\x19.storyloom.v1.FrameResultH\x00\x12\'\n\x04\x64one\x18\x07 \x01(\x0b\x32\x17.storyloom.v1.StoryDoneH\x00\x42\x07\n\x05\x65vent\"\xaa\x02\n\x15GenerateStoryResponse\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.StoryAcceptedH\x00\x12/\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.storyloom.v1.StoryProgressH\x00\x12-\n\x07preview\x18\x05 \x01(\x0b\x32\x1a.storyloom.v1.FramePreviewH\x00\x12*\n\x05\x66rame\x18\x06 \x01(\x0b\x32\x19.storyloom.v1.FrameResultH\x00\x12\'\n\x04\x64one\x18\x07 \x01(\x0b\x32\x17.storyloom.v1.StoryDoneH\x00\x42\x07\n\x05\x65vent\"f\n\rStoryAccepted\x12(\n\x08settings\x18\x01 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_seeds\x18\x03 \x03(\x04\"m\n\rStoryProgress\x12\'\n\x05stage\x18\x01 \x01(\x0e\x32\x18.storyloom.v1.StoryStage\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x16\n\x0equeue_position\x18\x04 \x01(\r\"U\n\x0c\x46ramePreview\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\"\n\x05image\x18\x03 \x01(\x0b\x32\x13.storyloom.v1.Image\"\xa3\x01\n\x0b\x46rameResult\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\r\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x13.storyloom.v1.Image\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0e\n\x06reused\x18\x05 \x01(\x08\x12\x18\n\x10\x66inished_seconds\x18\x06 \x01(\x01\x12\x13\n\x0bsafety_flag\x18\x07 \x01(\t\"q\n\tStoryDone\x12+\n\x07timings\x18\x01 \x01(\x0b\x32\x1a.storyloom.v1.StoryTimings\x12\x37\n\x0b\x63onsistency\x18\x02 \x03(\x0b\x32\".storyloom.v1.CharacterConsistency\"8\n\x14\x43haracterConsistency\x12\x11\n\tcharacter\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"\x86\x01\n\x0cStoryTimings\x12\x16\n\x0equeued_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\"3\n\x05Image\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*q\n\x10\x44isconnectPolicy\x12!\n\x1d\x44ISCONNECT_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44ISCONNECT_POLICY_FINISH\x10\x01\x12\x1c\n\x18\x44ISCONNECT_POLICY_CANCEL\x10\x02*\xa7\x01\n\nStoryState\x12\x1b\n\x17STORY_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12STORY_STATE_QUEUED\x10\x01\x12\x17\n\x13STORY_STATE_RUNNING\x10\x02\x12\x18\n\x14STORY_STATE_FINISHED\x10\x03\x12\x16\n\x12STORY_STATE_FAILED\x10\x04\x12\x19\n\x15STORY_STATE_CANCELLED\x10\x05*\x90\x01\n\nStoryStage\x12\x1b\n\x17STORY_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12STORY_STAGE_QUEUED\x10\x01\x12\x18\n\x14STORY_STAGE_ENCODING\x10\x02\x12\x19\n\x15STORY_STAGE_DENOISING\x10\x03\x12\x18\n\x14STORY_STAGE_DECODING\x10\x04\x32\xa6\x05\n\x0cStoryService\x12Z\n\rGenerateStory\x12\".storyloom.v1.GenerateStoryRequest\x1a#.storyloom.v1.GenerateStoryResponse0\x01\x12R\n\x0b\x43reateStory\x12 .storyloom.v1.CreateStoryRequest\x1a!.storyloom.v1.CreateStoryResponse\x12Q\n\nWatchStory\x12\x1f.storyloom.v1.WatchStoryRequest\x1a .storyloom.v1.WatchStoryResponse0\x01\x12I\n\x08GetStory\x12\x1d.storyloom.v1.GetStoryRequest\x1a\x1e.storyloom.v1.GetStoryResponse\x12R\n\x0bListStories\x12 .storyloom.v1.ListStoriesRequest\x1a!.storyloom.v1.ListStoriesResponse\x12R\n\x0b\x43\x61ncelStory\x12 .storyloom.v1.CancelStoryRequest\x1a!.storyloom.v1.CancelStoryResponse\x12R\n\x0b\x45xtendStory\x12 .storyloom.v1.ExtendStoryRequest\x1a!.storyloom.v1.ExtendStoryResponse\x12L\n\tRedoFrame\x12\x1e.storyloom.v1.RedoFrameRequest\x1a\x1f.storyloom.v1.RedoFrameResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storyloom.v1.story_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STORYSTAGE']._serialized_start=1090
-  _globals['_STORYSTAGE']._serialized_end=1234
-  _globals['_GENERATESTORYREQUEST']._serialized_start=76
-  _globals['_GENERATESTORYREQUEST']._serialized_end=134
-  _globals['_GENERATESTORYRESPONSE']._serialized_start=137
-  _globals['_GENERATESTORYRESPONSE']._serialized_end=435
-  _globals['_STORYACCEPTED']._serialized_start=437
-  _globals['_STORYACCEPTED']._serialized_end=539
-  _globals['_STORYPROGRESS']._serialized_start=541
-  _globals['_STORYPROGRESS']._serialized_end=650
-  _globals['_FRAMEPREVIEW']._serialized_start=652
-  _globals['_FRAMEPREVIEW']._serialized_end=737
-  _globals['_FRAMERESULT']._serialized_start=739
-  _globals['_FRAMERESULT']._serialized_end=839
-  _globals['_STORYDONE']._serialized_start=841
-  _globals['_STORYDONE']._serialized_end=897
-  _globals['_STORYTIMINGS']._serialized_start=900
-  _globals['_STORYTIMINGS']._serialized_end=1034
-  _globals['_IMAGE']._serialized_start=1036
-  _globals['_IMAGE']._serialized_end=1087
-  _globals['_STORYSERVICE']._serialized_start=1236
-  _globals['_STORYSERVICE']._serialized_end=1342
+  _globals['_PRIORITY']._serialized_start=3535
+  _globals['_PRIORITY']._serialized_end=3629
+  _globals['_DISCONNECTPOLICY']._serialized_start=3631
+  _globals['_DISCONNECTPOLICY']._serialized_end=3744
+  _globals['_STORYSTATE']._serialized_start=3747
+  _globals['_STORYSTATE']._serialized_end=3914
+  _globals['_STORYSTAGE']._serialized_start=3917
+  _globals['_STORYSTAGE']._serialized_end=4061
+  _globals['_SCHEDULING']._serialized_start=141
+  _globals['_SCHEDULING']._serialized_end=240
+  _globals['_GENERATESTORYREQUEST']._serialized_start=243
+  _globals['_GENERATESTORYREQUEST']._serialized_end=422
+  _globals['_CREATESTORYREQUEST']._serialized_start=424
+  _globals['_CREATESTORYREQUEST']._serialized_end=546
+  _globals['_CREATESTORYRESPONSE']._serialized_start=548
+  _globals['_CREATESTORYRESPONSE']._serialized_end=611
+  _globals['_WATCHSTORYREQUEST']._serialized_start=613
+  _globals['_WATCHSTORYREQUEST']._serialized_end=674
+  _globals['_GETSTORYREQUEST']._serialized_start=676
+  _globals['_GETSTORYREQUEST']._serialized_end=735
+  _globals['_GETSTORYRESPONSE']._serialized_start=737
+  _globals['_GETSTORYRESPONSE']._serialized_end=797
+  _globals['_LISTSTORIESREQUEST']._serialized_start=799
+  _globals['_LISTSTORIESREQUEST']._serialized_end=899
+  _globals['_LISTSTORIESRESPONSE']._serialized_start=901
+  _globals['_LISTSTORIESRESPONSE']._serialized_end=991
+  _globals['_CANCELSTORYREQUEST']._serialized_start=993
+  _globals['_CANCELSTORYREQUEST']._serialized_end=1031
+  _globals['_CANCELSTORYRESPONSE']._serialized_start=1033
+  _globals['_CANCELSTORYRESPONSE']._serialized_end=1096
+  _globals['_EXTENDSTORYREQUEST']._serialized_start=1099
+  _globals['_EXTENDSTORYREQUEST']._serialized_end=1289
+  _globals['_EXTENDSTORYRESPONSE']._serialized_start=1291
+  _globals['_EXTENDSTORYRESPONSE']._serialized_end=1354
+  _globals['_REDOFRAMEREQUEST']._serialized_start=1357
+  _globals['_REDOFRAMEREQUEST']._serialized_end=1544
+  _globals['_REDOFRAMERESPONSE']._serialized_start=1546
+  _globals['_REDOFRAMERESPONSE']._serialized_end=1607
+  _globals['_STORYRECORD']._serialized_start=1610
+  _globals['_STORYRECORD']._serialized_end=2040
+  _globals['_STORYFAILURE']._serialized_start=2042
+  _globals['_STORYFAILURE']._serialized_end=2103
+  _globals['_WATCHSTORYRESPONSE']._serialized_start=2106
+  _globals['_WATCHSTORYRESPONSE']._serialized_end=2401
+  _globals['_GENERATESTORYRESPONSE']._serialized_start=2404
+  _globals['_GENERATESTORYRESPONSE']._serialized_end=2702
+  _globals['_STORYACCEPTED']._serialized_start=2704
+  _globals['_STORYACCEPTED']._serialized_end=2806
+  _globals['_STORYPROGRESS']._serialized_start=2808
+  _globals['_STORYPROGRESS']._serialized_end=2917
+  _globals['_FRAMEPREVIEW']._serialized_start=2919
+  _globals['_FRAMEPREVIEW']._serialized_end=3004
+  _globals['_FRAMERESULT']._serialized_start=3007
+  _globals['_FRAMERESULT']._serialized_end=3170
+  _globals['_STORYDONE']._serialized_start=3172
+  _globals['_STORYDONE']._serialized_end=3285
+  _globals['_CHARACTERCONSISTENCY']._serialized_start=3287
+  _globals['_CHARACTERCONSISTENCY']._serialized_end=3343
+  _globals['_STORYTIMINGS']._serialized_start=3346
+  _globals['_STORYTIMINGS']._serialized_end=3480
+  _globals['_IMAGE']._serialized_start=3482
+  _globals['_IMAGE']._serialized_end=3533
+  _globals['_STORYSERVICE']._serialized_start=4064
+  _globals['_STORYSERVICE']._serialized_end=4742
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class StoryServiceStub:
-    """Generates stories.
+    """Generates stories. An accepted story is on disk before it is acknowledged: it finishes after a crash of the
+    engine or of the whole server, whether or not anybody listens, unless it is cancelled.
     """
 
     def __init__(self, channel):
@@ -40,15 +41,102 @@ class StoryServiceStub:
                 request_serializer=storyloom_dot_v1_dot_story__service__pb2.GenerateStoryRequest.SerializeToString,
                 response_deserializer=storyloom_dot_v1_dot_story__service__pb2.GenerateStoryResponse.FromString,
                 _registered_method=True)
+        self.CreateStory = channel.unary_unary(
+                '/storyloom.v1.StoryService/CreateStory',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.CreateStoryRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.CreateStoryResponse.FromString,
+                _registered_method=True)
+        self.WatchStory = channel.unary_stream(
+                '/storyloom.v1.StoryService/WatchStory',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.WatchStoryRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.WatchStoryResponse.FromString,
+                _registered_method=True)
+        self.GetStory = channel.unary_unary(
+                '/storyloom.v1.StoryService/GetStory',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.GetStoryRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.GetStoryResponse.FromString,
+                _registered_method=True)
+        self.ListStories = channel.unary_unary(
+                '/storyloom.v1.StoryService/ListStories',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.ListStoriesRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.ListStoriesResponse.FromString,
+                _registered_method=True)
+        self.CancelStory = channel.unary_unary(
+                '/storyloom.v1.StoryService/CancelStory',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.CancelStoryRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.CancelStoryResponse.FromString,
+                _registered_method=True)
+        self.ExtendStory = channel.unary_unary(
+                '/storyloom.v1.StoryService/ExtendStory',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.ExtendStoryRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.ExtendStoryResponse.FromString,
+                _registered_method=True)
+        self.RedoFrame = channel.unary_unary(
+                '/storyloom.v1.StoryService/RedoFrame',
+                request_serializer=storyloom_dot_v1_dot_story__service__pb2.RedoFrameRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_story__service__pb2.RedoFrameResponse.FromString,
+                _registered_method=True)
 
 
 class StoryServiceServicer:
-    """Generates stories.
+    """Generates stories. An accepted story is on disk before it is acknowledged: it finishes after a crash of the
+    engine or of the whole server, whether or not anybody listens, unless it is cancelled.
     """
 
     def GenerateStory(self, request, context):
-        """Generates a story and streams what happens to it: accepted, progress, preview, frame, done. Cancelling the
-        call frees the story's place in the batch at the next step.
+        """Generates a story and streams what happens to it: accepted, progress, preview, frame, done. A stream that
+        breaks is resumed with WatchStory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateStory(self, request, context):
+        """Starts a story and returns at once. Read it with WatchStory or GetStory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStory(self, request, context):
+        """Streams the events of a story after a sequence number: those that have been, then those to come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStories(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelStory(self, request, context):
+        """Frees the story's place in the batch at the next step. A story that has ended is left as it is, which is no
+        error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendStory(self, request, context):
+        """Makes more frames for a finished story, with the same characters. The result is a new story that begins with
+        the frames of the old one, which stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedoFrame(self, request, context):
+        """Makes one frame of a finished story again, with a new seed or prompt, while the others stay. The result is a
+        new story; the old one stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +150,41 @@ def add_StoryServiceServicer_to_server(servicer, server):
                     request_deserializer=storyloom_dot_v1_dot_story__service__pb2.GenerateStoryRequest.FromString,
                     response_serializer=storyloom_dot_v1_dot_story__service__pb2.GenerateStoryResponse.SerializeToString,
             ),
+            'CreateStory': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateStory,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.CreateStoryRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.CreateStoryResponse.SerializeToString,
+            ),
+            'WatchStory': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStory,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.WatchStoryRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.WatchStoryResponse.SerializeToString,
+            ),
+            'GetStory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStory,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.GetStoryRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.GetStoryResponse.SerializeToString,
+            ),
+            'ListStories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStories,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.ListStoriesRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.ListStoriesResponse.SerializeToString,
+            ),
+            'CancelStory': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelStory,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.CancelStoryRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.CancelStoryResponse.SerializeToString,
+            ),
+            'ExtendStory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendStory,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.ExtendStoryRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.ExtendStoryResponse.SerializeToString,
+            ),
+            'RedoFrame': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedoFrame,
+                    request_deserializer=storyloom_dot_v1_dot_story__service__pb2.RedoFrameRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_story__service__pb2.RedoFrameResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'storyloom.v1.StoryService', rpc_method_handlers)
@@ -71,7 +194,8 @@ def add_StoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StoryService:
-    """Generates stories.
+    """Generates stories. An accepted story is on disk before it is acknowledged: it finishes after a crash of the
+    engine or of the whole server, whether or not anybody listens, unless it is cancelled.
     """
 
     @staticmethod
@@ -91,6 +215,195 @@ class StoryService:
             '/storyloom.v1.StoryService/GenerateStory',
             storyloom_dot_v1_dot_story__service__pb2.GenerateStoryRequest.SerializeToString,
             storyloom_dot_v1_dot_story__service__pb2.GenerateStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/CreateStory',
+            storyloom_dot_v1_dot_story__service__pb2.CreateStoryRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.CreateStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/storyloom.v1.StoryService/WatchStory',
+            storyloom_dot_v1_dot_story__service__pb2.WatchStoryRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.WatchStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/GetStory',
+            storyloom_dot_v1_dot_story__service__pb2.GetStoryRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.GetStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/ListStories',
+            storyloom_dot_v1_dot_story__service__pb2.ListStoriesRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.ListStoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/CancelStory',
+            storyloom_dot_v1_dot_story__service__pb2.CancelStoryRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.CancelStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendStory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/ExtendStory',
+            storyloom_dot_v1_dot_story__service__pb2.ExtendStoryRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.ExtendStoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedoFrame(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.StoryService/RedoFrame',
+            storyloom_dot_v1_dot_story__service__pb2.RedoFrameRequest.SerializeToString,
+            storyloom_dot_v1_dot_story__service__pb2.RedoFrameResponse.FromString,
             options,
             channel_credentials,
             insecure,
