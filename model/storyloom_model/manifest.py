@@ -31,9 +31,15 @@ class Defaults(_Part):
 
 
 class Limits(_Part):
-    """What one story may ask for. ``max_prompt_tokens`` counts the start and end tokens."""
+    """What one story may ask for. ``max_prompt_tokens`` counts the start and end tokens.
 
-    max_frames: int = Field(default=12, ge=1)
+    Of a story of over ``window_frames`` frames that many are made together; each window but the first has
+    ``window_anchors`` finished frames in it, which lend their looks.
+    """
+
+    max_frames: int = Field(default=240, ge=1)
+    window_frames: int = Field(default=8, ge=2)
+    window_anchors: int = Field(default=2, ge=1)
     max_characters: int = Field(default=3, ge=1)
     max_steps: int = Field(default=100, ge=1)
     max_prompt_tokens: int = Field(default=77, ge=3)
@@ -80,6 +86,12 @@ class Manifest(_Part):
             if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
                 raise ValueError(f"adapter {name}: {file} must be a .safetensors file inside the package")
         return adapters
+
+    @model_validator(mode="after")
+    def _windows_have_room(self) -> Self:
+        if self.limits.window_anchors >= self.limits.window_frames:
+            raise ValueError("limits: window_anchors must be below window_frames, or a window makes no frame")
+        return self
 
     @model_validator(mode="after")
     def _defaults_are_served(self) -> Self:

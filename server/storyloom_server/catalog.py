@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ SOLVERS = {
     "euler": story_pb2.SOLVER_EULER,
     "unipc": story_pb2.SOLVER_UNIPC,
 }
+
+
+# As in the manifest; it keeps a name from a request inside the model folders.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class CatalogError(Exception):
@@ -80,48 +85,85 @@ class ServedModel:
                 max_characters=limits.max_characters,
                 max_steps=limits.max_steps,
                 max_prompt_tokens=limits.max_prompt_tokens,
+                window_frames=limits.window_frames,
             ),
             solvers=list(SOLVERS.values()),
             adapters=self.adapters,
         )
 
 
-@dataclass(frozen=True, slots=True)
 class ModelCatalog:
-    """The served models; the first is the default one. Names are unique."""
+    """The served models; the first is the default one. Names are unique.
 
-    models: tuple[ServedModel, ...]
+    Args:
+        models: at least one.
+        folders: where packages lie that may be loaded later, each in a folder of its model's name.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], folders: Sequence[Path] = ()) -> None:
+        self._models = list(models)
+        self._folders = tuple(folders)
 
     @classmethod
-    def load(cls, folders: Sequence[Path]) -> ModelCatalog:
-        """Reads the packages in ``folders``, at least one.
+    def load(cls, packages: Sequence[Path], folders: Sequence[Path] = ()) -> ModelCatalog:
+        """Reads the packages, at least one.
 
         Raises:
             CatalogError: a folder is not a usable package, or two packages have the same name.
         """
-        models = tuple(ServedModel.load(folder) for folder in folders)
+        models = [ServedModel.load(package) for package in packages]
         names = [model.name for model in models]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise CatalogError(f"two model packages are named {twice}; change `name` in one storyloom.yaml")
-        return cls(models)
+        return cls(models, folders)
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """The models, the default one first."""
+        return tuple(self._models)
 
     @property
     def default(self) -> ServedModel:
         """The model used when a request names none."""
-        return self.models[0]
+        return self._models[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the models, the default one first."""
-        return tuple(model.name for model in self.models)
+        return tuple(model.name for model in self._models)
 
     def find(self, name: str) -> ServedModel | None:
         """The model of this name, the default one for "", or None."""
         if not name:
             return self.default
-        return next((model for model in self.models if model.name == name), None)
+        return next((model for model in self._models if model.name == name), None)
+
+    def load_available(self, name: str) -> ServedModel | None:
+        """Reads the package of this name from the model folders; None when there is none.
+
+        Raises:
+            CatalogError: it is not a usable package, or has another name inside.
+        """
+        if not _NAME.fullmatch(name):
+            return None
+        folder = next((folder / name for folder in self._folders if (folder / name).is_dir()), None)
+        if folder is None:
+            return None
+        model = ServedModel.load(folder)
+        if model.name != name:
+            raise CatalogError(f"the package in the folder {name} is named {model.name}; rename one of them")
+        return model
+
+    def add(self, model: ServedModel) -> None:
+        """Serves another model from now on."""
+        if self.find(model.name) is None:
+            self._models.append(model)
+
+    def remove(self, model: ServedModel) -> None:
+        """Serves a model no more."""
+        self._models.remove(model)
 
     def describe(self) -> Sequence[model_service_pb2.Model]:
         """The models as clients see them."""
-        return [model.describe(is_default=model is self.default) for model in self.models]
+        return [model.describe(is_default=model is self.default) for model in self._models]

@@ -1,37 +1,79 @@
-"""What the service and the engine process say to each other: frozen dataclasses of plain values that pickle."""
+"""What the service and the engine process say to each other: frozen dataclasses of plain values that pickle.
+
+The engine's unit of work is the **job**: a story, or one window of a long one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from storyloom_model.jobs import StoryJob
+from storyloom_server.scheduler import CostCoefficients, Priority
 
 # Service to engine
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
-    """Generate this story. ``preview_interval`` is the number of steps between previews (0: none)."""
+class Scheduling:
+    """How a job shares the device. ``deadline`` in seconds of the system's monotonic clock. ``alone``: it takes its steps
+    with no other job, since it may be what killed the engine.
+    """
 
-    story_id: str
+    tenant: str = ""
+    weight: float = 1.0
+    priority: Priority = Priority.NORMAL
+    deadline: float | None = None
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Do this job.
+
+    ``preview_interval`` and ``checkpoint_interval`` are steps between previews and checkpoints (0: none).
+    ``checkpoint`` is what an earlier engine process sent for the same job; ``done_steps`` are the steps in it.
+    """
+
+    job_id: str
     model: str
     job: StoryJob
+    scheduling: Scheduling = Scheduling()
     preview_interval: int = 0
+    checkpoint_interval: int = 0
+    checkpoint: bytes | None = None
+    done_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody wants this story any more. An unknown or finished id is no error."""
+    """Nobody wants this job any more. An unknown or finished id is no error."""
 
-    story_id: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Load a package, and take ``warm_up`` through it. A model that is loaded is only warmed up."""
+
+    name: str
+    folder: Path
+    warm_up: StoryJob
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Forget a model. The service sends it when no job needs the model any more."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """Leave now. Stories that are still open are dropped."""
+    """Leave now. Jobs that are still open are dropped."""
 
 
-ToEngine: TypeAlias = Submit | Cancel | Shutdown
+ToEngine: TypeAlias = Submit | Cancel | LoadModel | UnloadModel | Shutdown
 
 
 # Engine to service
@@ -61,70 +103,122 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """The loop is alive. Sent at least every second between two pieces of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The answer to ``LoadModel``; ``error`` is empty if all is well."""
+
+    name: str
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueMoved:
-    """Stories in front of each waiting story."""
+    """Jobs in front of each waiting job."""
 
     positions: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class EncodingStarted:
-    """The story left the queue."""
+class BatchStepped:
+    """One batch step, for metrics and for the service's copy of the cost model.
 
-    story_id: str
+    ``rows`` of ``bucket`` were real. ``peak_bytes`` of device memory, where the device counts them.
+    """
+
+    seconds: float
+    rows: int
+    bucket: int
+    jobs: int
+    width: int
+    height: int
+    peak_bytes: int | None
+    coefficients: CostCoefficients | None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingStarted:
+    """The job left the queue."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The story has done ``step`` of ``steps`` denoising steps; 0 right after encoding."""
+    """The job has done ``step`` of ``steps`` denoising steps; 0 right after encoding. ``seconds`` of the batch step."""
 
-    story_id: str
+    job_id: str
     step: int
     steps: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """Low-cost pictures of every frame after ``step`` steps."""
 
-    story_id: str
+    job_id: str
     step: int
     frames: tuple[Pixels, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodingStarted:
-    """The story took its last step."""
+class Checkpoint:
+    """What another engine process needs to go on after ``step`` steps."""
 
-    story_id: str
+    job_id: str
+    step: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingStarted:
+    """The job took its last step."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class FrameDone:
-    """The picture of one frame."""
+    """One finished frame: its picture, its final latents, and the look of each of its characters, by name.
 
-    story_id: str
+    See ``storyloom_model.jobs.AnchorFrame`` for the latents and ``storyloom_model.consistency`` for the looks.
+    """
+
+    job_id: str
     frame_index: int
     pixels: Pixels
+    latents: bytes
+    looks: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class StoryFinished:
+class JobFinished:
     """Every frame is done. Wall-clock seconds of each stage."""
 
-    story_id: str
+    job_id: str
     encode_seconds: float
     denoise_seconds: float
     decode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class StoryFailed:
-    """This story alone went wrong. ``reason`` is an UPPER_SNAKE name."""
+class JobFailed:
+    """This job alone went wrong. ``reason`` is an UPPER_SNAKE name."""
 
-    story_id: str
+    job_id: str
     reason: str
     message: str
+
+
+JobMessage: TypeAlias = (
+    EncodingStarted | Stepped | Preview | Checkpoint | DecodingStarted | FrameDone | JobFinished | JobFailed
+)
+FromEngine: TypeAlias = Ready | StartFailed | Beat | ModelLoaded | QueueMoved | BatchStepped | JobMessage
 
 
 # Made on the service's side of the pipe
@@ -132,43 +226,17 @@ class StoryFailed:
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """Stories in front of this waiting one."""
+    """Jobs in front of this waiting one."""
 
-    story_id: str
+    job_id: str
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLost:
-    """The engine process is gone: every open story gets this."""
+    """The engine process is gone, and with it the job. ``suspect``: the job had left the queue, so it may be the cause."""
+
+    suspect: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """The server stops before this story was done."""
-
-
-FromEngine: TypeAlias = (
-    Ready
-    | StartFailed
-    | QueueMoved
-    | EncodingStarted
-    | Stepped
-    | Preview
-    | DecodingStarted
-    | FrameDone
-    | StoryFinished
-    | StoryFailed
-)
-ToReader: TypeAlias = (
-    QueuePosition
-    | EncodingStarted
-    | Stepped
-    | Preview
-    | DecodingStarted
-    | FrameDone
-    | StoryFinished
-    | StoryFailed
-    | EngineLost
-    | Dropped
-)
+ToRun: TypeAlias = QueuePosition | JobMessage | EngineLost

@@ -27,6 +27,12 @@ def check_text(found: Findings, path: str, text: str, *, limit: int = MAX_TEXT, 
         found.add(path, "has control characters; remove them")
 
 
+def check_name(found: Findings, path: str, name: str) -> None:
+    """Notes a name that no character can have."""
+    if not _NAME.fullmatch(name):
+        found.add(path, "is not a character name; use 1 to 32 letters, digits, - or _, beginning with a letter")
+
+
 def check_cast(found: Findings, story: pb.Story, max_characters: int) -> dict[str, str]:
     """Checks the characters and returns name -> description, "" for those that are bad in themselves.
 
@@ -39,12 +45,8 @@ def check_cast(found: Findings, story: pb.Story, max_characters: int) -> dict[st
         path = f"story.characters[{index}]"
         check_text(found, f"{path}.description", character.description, required=True)
         described = not found.has(path)
-        if not _NAME.fullmatch(character.name):
-            found.add(
-                f"{path}.name",
-                "is not a character name; use 1 to 32 letters, digits, - or _, beginning with a letter",
-            )
-        elif character.name in cast:
+        check_name(found, f"{path}.name", character.name)
+        if character.name in cast and not found.has(f"{path}.name"):
             found.add(f"{path}.name", f"{character.name} is the name of an earlier character; choose another")
         cast.setdefault(character.name, character.description if described else "")
     return cast

@@ -24,13 +24,21 @@ MAX_TITLE = 200
 class StoryPlan:
     """A story that passed every check.
 
-    ``job`` is what the engine gets, ``settings`` the wire form of the settings with every default filled in.
+    ``job`` has every frame; at most ``window_frames`` of them are made together, ``window_anchors`` finished ones
+    included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan.
     """
 
     model: str
     job: StoryJob
-    settings: pb.Settings
+    story: pb.Story
     preview_interval: int
+    window_frames: int
+    window_anchors: int
+
+    @property
+    def settings(self) -> pb.Settings:
+        """The settings without gaps."""
+        return self.story.settings
 
     @property
     def frame_seeds(self) -> list[int]:
@@ -85,9 +93,21 @@ def _plan(
         adapter=settings.adapter,
         cross_frame=settings.cross_frame,
     )
+    limits = model.manifest.limits
     return StoryPlan(
         model=model.name,
         job=job,
-        settings=settings.to_wire(model.name),
+        story=_complete(story, settings.to_wire(model.name), seeds),
         preview_interval=settings.preview_interval,
+        window_frames=limits.window_frames,
+        window_anchors=limits.window_anchors,
     )
+
+
+def _complete(story: pb.Story, settings: pb.Settings, seeds: Sequence[int]) -> pb.Story:
+    complete = pb.Story()
+    complete.CopyFrom(story)
+    complete.settings.CopyFrom(settings)
+    for frame, seed in zip(complete.frames, seeds, strict=True):
+        frame.seed = seed
+    return complete

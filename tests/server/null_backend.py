@@ -1,13 +1,16 @@
 """A backend without a model: the engine process can load it by name, and a prompt's words make it misbehave.
 
 ``raise-encode``, ``raise-step``, ``raise-decode`` and ``raise-preview`` raise there; ``diverge`` goes non-finite in the
-second step; ``break-load`` in the folder's name keeps it from loading. STORYLOOM_TEST_STEP_SECONDS slows its steps
-down, STORYLOOM_TEST_LOAD_SECONDS its loading.
+second step; ``die-encode``, ``die-step`` and ``die-decode`` kill the process, ``hang`` makes its second step last for
+ever; ``break-load`` in the folder's name keeps it from loading. STORYLOOM_TEST_STEP_SECONDS slows its steps down,
+STORYLOOM_TEST_LOAD_SECONDS its loading; steps of over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory.
 """
 
+import json
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,27 +22,29 @@ from storyloom_model.jobs import StoryJob
 
 @dataclass
 class NullState:
-    """Counts its steps, and remembers the most rows that took a step with it."""
+    """Counts its steps. ``colour`` changes with each, so that a step left out or taken twice shows in the picture."""
 
+    job: StoryJob
     words: frozenset[str]
-    seeds: tuple[int, ...]
-    steps: int
-    rows: int
-    key: str
-    size: tuple[int, int]
+    colours: list[int]
     step_index: int = 0
     error: str | None = None
 
     @property
+    def steps(self) -> int:
+        return self.job.steps
+
+    @property
     def done(self) -> bool:
-        return self.step_index >= self.steps
+        return self.step_index >= self.job.steps
 
 
 class NullBackend:
-    """Each frame's picture has one colour, made of its seed."""
+    """Each frame's picture has one colour, made of its seed, its anchors and its steps."""
 
     def __init__(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds
+        self._memory_rows = int(os.environ.get("STORYLOOM_TEST_MEMORY_ROWS", "1000000"))
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "NullBackend":
@@ -50,39 +55,64 @@ class NullBackend:
 
     def encode(self, job: StoryJob) -> NullState:
         words = frozenset(word for frame in job.frames for word in frame.prompt.text.split())
-        _raise_if("raise-encode", words)
-        return NullState(
-            words=words,
-            seeds=tuple(frame.seed for frame in job.frames),
-            steps=job.steps,
-            rows=job.rows,
-            key=str(job.adapter),
-            size=(job.width, job.height),
-        )
+        _misbehave("encode", words)
+        lent = sum(sum(anchor.latents) for anchor in job.anchors)
+        return NullState(job, words, [frame.seed + lent for frame in job.frames])
 
     def step(self, states: Sequence[NullState]) -> None:
         time.sleep(self._step_seconds)
+        if sum(state.job.rows for state in states) > self._memory_rows:
+            raise MemoryError("the batch is too large")
         for state in states:
-            _raise_if("raise-step", state.words)
+            _misbehave("step", state.words)
+        for state in states:
             state.step_index += 1
+            state.colours = [colour * 31 + state.step_index for colour in state.colours]
+            if "hang" in state.words and state.step_index == 2:
+                time.sleep(1e6)
             if "diverge" in state.words and state.step_index == 2:
                 state.error = "the latents are not finite"
 
     def decode(self, state: NullState, frames: Sequence[int]) -> NDArray[np.uint8]:
-        _raise_if("raise-decode", state.words)
-        width, height = state.size
-        return np.stack([_colour(state.seeds[frame], height, width) for frame in frames])
+        _misbehave("decode", state.words)
+        return np.stack([_fill(state.colours[frame], state.job.height, state.job.width) for frame in frames])
 
     def preview(self, state: NullState, frames: Sequence[int]) -> NDArray[np.uint8]:
-        _raise_if("raise-preview", state.words)
-        return np.stack([_colour(state.seeds[frame], 8, 8) for frame in frames])
+        _misbehave("preview", state.words)
+        return np.stack([_fill(state.colours[frame], 8, 8) for frame in frames])
+
+    def save(self, state: NullState) -> bytes:
+        return json.dumps([state.step_index, state.colours]).encode()
+
+    def restore(self, job: StoryJob, data: bytes) -> NullState:
+        state = self.encode(job)
+        state.step_index, state.colours = json.loads(data)
+        return state
+
+    def final_latents(self, state: NullState) -> list[bytes]:
+        return [(colour % 2**32).to_bytes(4, "little") for colour in state.colours]
+
+    def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, bytes]:
+        look = np.bincount(picture[0, 0] // 64, minlength=4).astype("<f4") / 3
+        return {name: look.tobytes() for name in state.job.frames[frame].prompt.spans}
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def take_peak_bytes(self) -> int | None:
+        return None
+
+    def memory_bytes(self) -> int | None:
+        return None
 
 
-def _raise_if(word: str, words: frozenset[str]) -> None:
-    if word in words:
-        raise ValueError(f"asked to: {word}")
+def _misbehave(stage: str, words: frozenset[str]) -> None:
+    if f"raise-{stage}" in words:
+        raise ValueError(f"asked to: raise in {stage}")
+    if f"die-{stage}" in words:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _colour(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    colour = np.array([seed % 251, seed // 251 % 251, seed // 63001 % 251], dtype=np.uint8)
+def _fill(value: int, height: int, width: int) -> NDArray[np.uint8]:
+    colour = np.array([value % 251, value // 251 % 251, value // 63001 % 251], dtype=np.uint8)
     return np.broadcast_to(colour, (height, width, 3))

@@ -1,0 +1,75 @@
+"""What the server knows of a story that it has accepted, and where that is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storyloom.v1 import story_service_pb2 as pb
+from storyloom_model.windows import Window, plan_windows
+from storyloom_server.event_log import LoggedEvent
+from storyloom_server.engine.shapes import compatibility_key
+from storyloom_server.messages import Scheduling
+from storyloom_server.scheduler import StoryShape, StorySpec
+from storyloom_server.store import Event
+from storyloom_server.validate import StoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedStory:
+    """An accepted story, new or taken up again after a crash.
+
+    Args:
+        story_id: given by the server.
+        tenant: who asked for it.
+        plan: the validated story.
+        scheduling: how it shares the device.
+        parent_id: the story whose frames it takes over; "" for none.
+        reused: indexes of the parent's frames that it takes over.
+        accepted_at: epoch seconds.
+        crashes: how often an engine or server died over it.
+        sequence_reserved: clients may have seen event numbers up to this one.
+        events: what is in the store.
+    """
+
+    story_id: str
+    tenant: str
+    plan: StoryPlan
+    scheduling: Scheduling
+    accepted_at: float
+    parent_id: str = ""
+    reused: frozenset[int] = frozenset()
+    crashes: int = 0
+    sequence_reserved: int = 0
+    events: tuple[LoggedEvent, ...] = ()
+
+    @property
+    def windows(self) -> list[Window]:
+        """The jobs that make the frames that are not taken over, in order. The same after every restart."""
+        casts = [tuple(frame.prompt.spans) for frame in self.plan.job.frames]
+        return plan_windows(casts, self.plan.window_frames, self.plan.window_anchors, finished=self.reused)
+
+    def spec(self, deadline: float | None) -> StorySpec:
+        """The story as admission sees it: its largest window, for as many steps as all windows take."""
+        job, windows = self.plan.job, self.windows
+        largest = max(windows, key=lambda window: len(window.frames) + len(window.anchors))
+        shape = StoryShape(
+            frames=len(largest.frames),
+            anchors=len(largest.anchors),
+            branches=2 if job.guided else 1,
+            pixels=job.width * job.height,
+            steps=job.steps * len(windows),
+        )
+        return StorySpec(
+            story_id=self.story_id,
+            tenant=self.tenant,
+            weight=self.scheduling.weight,
+            priority=self.scheduling.priority,
+            key=compatibility_key(self.plan.model, job),
+            shape=shape,
+            deadline=deadline,
+        )
+
+
+def logged(stored: Event) -> LoggedEvent:
+    """An event as it was stored."""
+    return LoggedEvent(pb.GenerateStoryResponse.FromString(stored.payload), durable=True, picture=stored.picture or "")

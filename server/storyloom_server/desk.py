@@ -1,0 +1,303 @@
+"""Takes stories in, keeps those that are open going, and finds the others in the store.
+
+A story is accepted when it is in the store: from then on it ends as finished, failed or cancelled, whatever happens to
+this process. Open stories that nobody works on, of an earlier life of this server or of one that died, are adopted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+from storyloom.v1 import story_service_pb2 as pb
+from storyloom_server import errors, story_records
+from storyloom_server.accepted_story import AcceptedStory, logged
+from storyloom_server.access import Gate, Tenant
+from storyloom_server.catalog import ModelCatalog
+from storyloom_server.event_log import LoggedEvent
+from storyloom_server.logs import fields
+from storyloom_server.messages import Scheduling
+from storyloom_server.orders import Order
+from storyloom_server.scheduler import Admission, Priority, Refused
+from storyloom_server.store import Event, NewStory, Store, Story, StoryState, journal, leases
+from storyloom_server.store.errors import StoreError
+from storyloom_server.story_run import StoryRun, Workshop
+from storyloom_server.supervisor import EngineStatus, Supervisor
+from storyloom_server.validate import StoryPlan, plan_story
+
+log = logging.getLogger("storyloom.desk")
+
+# How soon a reader of a story that another server works on hears of a new event.
+_POLL_SECONDS = 0.5
+# Above the number of durable events that a story can have.
+_ALL_EVENTS = 10_000
+
+
+class Desk:
+    """Every story of this server. Use it on one event loop.
+
+    Args:
+        workshop: what runs share.
+        catalog: the served models.
+        gate: knows the tenants of adopted stories.
+        admission: which stories may be accepted.
+    """
+
+    def __init__(self, workshop: Workshop, catalog: ModelCatalog, gate: Gate, admission: Admission) -> None:
+        self._workshop = workshop
+        self._store: Store = workshop.store
+        self._engine: Supervisor = workshop.engine
+        self._catalog = catalog
+        self._gate = gate
+        self._admission = admission
+        self._runs: dict[str, StoryRun] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    async def accept(self, tenant: Tenant, order: Order) -> str:
+        """Accepts a story, or finds the one that the same request made before, and returns its id.
+
+        Raises:
+            StoryError: the server is not open, or cannot take the story now.
+            StoreError: it could not be stored, or the tenant's quota is used up.
+        """
+        self._check_open()
+        found = await self._store.read(journal.find_request, tenant.name, order.request_id, order.digest)
+        if found is not None:
+            return found.id
+        now = time.time()
+        scheduling = _scheduling(tenant, order.priority, order.deadline_seconds)
+        story = AcceptedStory(
+            story_id=str(uuid.uuid4()),
+            tenant=tenant.name,
+            plan=order.plan,
+            scheduling=scheduling,
+            accepted_at=now,
+            parent_id=order.parent_id,
+            reused=order.reused,
+        )
+        self._admit(story, order)
+        accepted = await self._store.write(
+            journal.accept,
+            NewStory(
+                id=story.story_id,
+                tenant=tenant.name,
+                request=story_records.stored_request(story),
+                request_digest=order.digest,
+                model=order.plan.model,
+                frames=len(order.plan.job.frames),
+                request_id=order.request_id or None,
+                title=order.plan.story.title,
+                priority=order.priority,
+                deadline_at=None if order.deadline_seconds is None else now + order.deadline_seconds,
+                parent_id=order.parent_id or None,
+            ),
+            tenant.quota,
+        )
+        if not accepted.existing:
+            self._start(story)
+        return accepted.story.id
+
+    def abandon(self, story_id: str) -> None:
+        """Cancels a story of this server whose only reader has left. One that drains is left to a later server."""
+        run = self._runs.get(story_id)
+        if run is not None and not self._draining:
+            run.stop(errors.story_cancelled())
+
+    async def cancel(self, story_id: str, tenant: Tenant) -> None:
+        """Cancels a story wherever it runs, and waits a moment for it to be so. An ended one stays as it is.
+
+        Raises:
+            NotFoundError: the tenant has no such story.
+        """
+        await self._store.write(journal.request_cancel, story_id, tenant.name)
+        run = self._runs.get(story_id)
+        if run is not None:
+            run.stop(errors.story_cancelled())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await asyncio.shield(self._tasks[story_id])
+
+    async def events(self, story_id: str, tenant: Tenant, after: int) -> AsyncIterator[LoggedEvent]:
+        """Every event of a story after a sequence number, as they come.
+
+        Raises:
+            NotFoundError: the tenant has no such story.
+            StoryError: what the story ended with, after its last event.
+        """
+        while True:
+            run = self._runs.get(story_id)
+            if run is not None and run.story.tenant == tenant.name:
+                async for event in run.log.after(after):
+                    yield event
+                return
+            story = await self._store.read(journal.get, story_id, tenant.name)
+            for stored in await self._stored_events(story_id, after):
+                after = stored.sequence
+                yield logged(stored)
+            if not story.state.is_open:
+                if story.error is not None:
+                    raise errors.StoryError.from_bytes(story.error)
+                return
+            # It runs on another server, or is about to be adopted here.
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def complete(self, event: LoggedEvent) -> pb.GenerateStoryResponse:
+        """An event with its picture."""
+        if not event.picture:
+            return event.event
+        complete = pb.GenerateStoryResponse()
+        complete.CopyFrom(event.event)
+        complete.frame.image.png = await self._store.load(event.picture)
+        return complete
+
+    async def record(self, story_id: str, tenant: Tenant, *, pictures: bool = False) -> pb.StoryRecord:
+        """All that is known of a story.
+
+        Raises:
+            NotFoundError: the tenant has no such story.
+        """
+        story = await self._store.read(journal.get, story_id, tenant.name)
+        events = [logged(stored) for stored in await self._stored_events(story_id)]
+        complete = [await self.complete(event) if pictures else event.event for event in events]
+        record = story_records.public_record(story, await self._store.read(journal.request, story_id), complete)
+        run = self._runs.get(story_id)
+        if run is not None:
+            record.last_sequence = max(record.last_sequence, run.log.last_sequence)
+        return record
+
+    async def list(
+        self, tenant: Tenant, state: StoryState | None, size: int, token: str
+    ) -> tuple[Sequence[pb.StoryRecord], str]:
+        """A page of the tenant's stories, newest first and without their frames; and the next page's token."""
+        page = await self._store.read(journal.list_stories, tenant.name, state=state, size=size, token=token)
+        records = [story_records.public_record(story, await self._store.read(journal.request, story.id), ()) for story in page.items]
+        return records, page.next_token
+
+    def drain(self) -> None:
+        """Refuses new stories from now on; those that are open go on."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Waits until no story is open here."""
+        await self._idle.wait()
+
+    async def leave(self) -> None:
+        """Stops work on every open story and leaves it to a later server; tells those who read along."""
+        tasks = list(self._tasks.values())
+        runs = list(self._runs.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for run in runs:
+            run.log.close(errors.draining())
+        with suppress(StoreError):
+            await self._store.write(leases.release)
+
+    async def keep_house(self, lease_seconds: float) -> None:
+        """Renews the leases of open stories, cancels what other servers were asked to cancel, adopts what nobody works
+        on. Runs until it is cancelled.
+        """
+        while True:
+            try:
+                await self._renew()
+                if self._engine.status is EngineStatus.READY and not self._draining:
+                    await self._adopt()
+            except StoreError as error:
+                log.warning("the store did not answer", extra=fields(why=error))
+            await asyncio.sleep(lease_seconds / 3)
+
+    async def _renew(self) -> None:
+        if not self._runs:
+            return
+        renewal = await self._store.write(leases.renew, list(self._runs))
+        for story_id in renewal.cancelled & self._runs.keys():
+            self._runs[story_id].stop(errors.story_cancelled())
+        for story_id in renewal.lost & self._runs.keys():
+            # Ended a moment ago, or another server thought this one dead.
+            log.warning("a story is no longer this server's", extra=fields(story_id=story_id))
+            self._runs[story_id].stop(errors.story_moved())
+
+    async def _adopt(self) -> None:
+        for story in await self._store.write(leases.adopt, list(self._runs), models=self._catalog.names):
+            try:
+                adopted = await self._restore(story)
+            except errors.StoryError as error:
+                log.error("an adopted story cannot be made any more", extra=fields(story_id=story.id))
+                await self._store.write(journal.finish, story.id, StoryState.FAILED, error=error.to_bytes())
+                continue
+            log.info("story adopted", extra=fields(story_id=story.id, crashes=story.crashes))
+            self._start(adopted)
+
+    async def _restore(self, story: Story) -> AcceptedStory:
+        """An accepted story from what was stored of it."""
+        asked, reused = story_records.read_request(await self._store.read(journal.request, story.id))
+        plan = plan_story(asked, self._catalog)
+        if not isinstance(plan, StoryPlan):
+            raise errors.invalid_story(plan)
+        remaining = None if story.deadline_at is None else story.deadline_at - time.time()
+        return AcceptedStory(
+            story_id=story.id,
+            tenant=story.tenant,
+            plan=plan,
+            scheduling=_scheduling(self._gate.named(story.tenant), Priority(story.priority), remaining),
+            accepted_at=story.created_at,
+            parent_id=story.parent_id or "",
+            reused=reused,
+            crashes=story.crashes,
+            sequence_reserved=story.sequence_reserved,
+            events=tuple(logged(stored) for stored in await self._stored_events(story.id)),
+        )
+
+    async def _stored_events(self, story_id: str, after: int = 0) -> Sequence[Event]:
+        """All stored events of a story: two for the story and one for each frame."""
+        return await self._store.read(journal.events, story_id, after=after, limit=_ALL_EVENTS)
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise errors.draining()
+        match self._engine.status:
+            case EngineStatus.STARTING:
+                raise errors.starting()
+            case EngineStatus.RESTARTING | EngineStatus.FAILED | EngineStatus.CLOSED:
+                raise errors.engine_restarting()
+
+    def _admit(self, story: AcceptedStory, order: Order) -> None:
+        costs = self._engine.coefficients
+        if costs is None:
+            return
+        now = time.monotonic()
+        deadlines = [now + seconds for seconds in (order.deadline_seconds, order.call_seconds) if seconds is not None]
+        decision = self._admission.decide(
+            story.spec(deadline=min(deadlines, default=None)),
+            [run.progress for run in self._runs.values()],
+            costs,
+            now=now,
+        )
+        if isinstance(decision, Refused):
+            raise errors.refused(decision, open_stories=len(self._runs))
+
+    def _start(self, story: AcceptedStory) -> None:
+        run = self._runs[story.story_id] = StoryRun(story, self._workshop)
+        task = asyncio.create_task(run.run(), name=f"story-{story.story_id}")
+        self._tasks[story.story_id] = task
+        self._idle.clear()
+        task.add_done_callback(lambda done: self._close(story.story_id, done))
+
+    def _close(self, story_id: str, task: asyncio.Task[None]) -> None:
+        del self._runs[story_id], self._tasks[story_id]
+        if not self._runs:
+            self._idle.set()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a story's run broke", exc_info=task.exception(), extra=fields(story_id=story_id))
+
+
+def _scheduling(tenant: Tenant, priority: Priority, deadline_seconds: float | None) -> Scheduling:
+    deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+    return Scheduling(tenant=tenant.name, weight=tenant.weight, priority=priority, deadline=deadline)

@@ -1,0 +1,83 @@
+"""What the engine asks of a model, and how it finds the class by name."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyloom_model.jobs import StoryJob
+
+
+class State(Protocol):
+    """A job between its encoding and its last decoded frame."""
+
+    @property
+    def step_index(self) -> int:
+        """Denoising steps done."""
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps in all."""
+
+    @property
+    def done(self) -> bool:
+        """True after the last step."""
+
+    @property
+    def error(self) -> str | None:
+        """Set when this job alone went wrong in a step."""
+
+
+class Backend(Protocol):
+    """One loaded model. Every call is pure with respect to other jobs."""
+
+    def encode(self, job: StoryJob) -> Any:
+        """Starts a job; returns its ``State``."""
+
+    def step(self, states: Sequence[Any]) -> None:
+        """Advances jobs of one compatibility key by one step, in place. Leaves them as they are when it raises."""
+
+    def decode(self, state: Any, frames: Sequence[int]) -> NDArray[np.uint8]:
+        """Pictures of some frames, uint8 [n, height, width, 3]."""
+
+    def preview(self, state: Any, frames: Sequence[int]) -> NDArray[np.uint8]:
+        """Low-cost pictures of some unfinished frames, uint8 [n, h, w, 3]."""
+
+    def save(self, state: Any) -> bytes:
+        """A checkpoint."""
+
+    def restore(self, job: StoryJob, data: bytes) -> Any:
+        """The state that a checkpoint of the same job was made of.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another job or model.
+        """
+
+    def final_latents(self, state: Any, frame: int) -> bytes:
+        """What an ``AnchorFrame`` takes of a finished frame."""
+
+    def looks(self, state: Any, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, bytes]:
+        """How each character in a finished frame looks; see ``storyloom_model.consistency``."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """True when a smaller batch may succeed where ``error`` was raised."""
+
+    def take_peak_bytes(self) -> int | None:
+        """Peak of device memory since the last call; None where the device does not count it."""
+
+    def memory_bytes(self) -> int | None:
+        """All of the device's memory; None where it is not counted."""
+
+
+def load_backend(name: str, folder: Path, device: str) -> Backend:
+    """Loads a model package with the backend class ``name`` (module:class)."""
+    return cast(Backend, load_class(name).load(folder, device=device))
+
+
+def load_class(name: str) -> Any:
+    """The class that ``module:class`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

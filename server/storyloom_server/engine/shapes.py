@@ -1,0 +1,36 @@
+"""What the scheduler needs to know of a job."""
+
+from collections.abc import Hashable
+
+from storyloom_model.jobs import StoryJob
+from storyloom_model.manifest import Manifest
+from storyloom_server import messages
+from storyloom_server.scheduler import StoryShape, StorySpec
+
+
+def compatibility_key(model: str, job: StoryJob) -> Hashable:
+    """What jobs must share to take a step together."""
+    return (model, job.width, job.height, Manifest.adapter_key(job.adapter))
+
+
+def story_spec(submit: messages.Submit) -> StorySpec:
+    """The job as the scheduler sees it."""
+    job, scheduling = submit.job, submit.scheduling
+    return StorySpec(
+        story_id=submit.job_id,
+        tenant=scheduling.tenant,
+        weight=scheduling.weight,
+        priority=scheduling.priority,
+        key=compatibility_key(submit.model, job),
+        shape=StoryShape(
+            frames=len(job.frames),
+            anchors=len(job.anchors),
+            branches=2 if job.guided else 1,
+            pixels=job.width * job.height,
+            steps=job.steps,
+        ),
+        deadline=scheduling.deadline,
+        done_steps=submit.done_steps,
+        alone=scheduling.alone,
+        preview_interval=submit.preview_interval,
+    )

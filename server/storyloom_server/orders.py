@@ -1,0 +1,194 @@
+"""From a request to an order: what a story is to be, checked and complete, and on what terms.
+
+Everything that is wrong with a request is found before anything is written or queued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from storyloom.v1 import story_pb2
+from storyloom.v1 import story_service_pb2 as pb
+from storyloom_server import errors
+from storyloom_server.access import Tenant
+from storyloom_server.catalog import ModelCatalog
+from storyloom_server.characters import Characters
+from storyloom_server.safety import Safety
+from storyloom_server.scheduler import Priority
+from storyloom_server.validate import StoryPlan, plan_story, random_seed
+from storyloom_server.violations import Findings, Violation
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,36}")
+_PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A checked request.
+
+    Args:
+        plan: the story.
+        digest: tells two requests with one ``request_id`` apart.
+        request_id: "" for none.
+        priority: among the tenant's stories.
+        deadline_seconds: from acceptance; a story that is late is stopped.
+        call_seconds: for how long the caller waits; a story that takes longer is not accepted.
+        parent_id: the story whose frames are taken over.
+        reused: indexes of the frames that are taken over, the same in both stories.
+    """
+
+    plan: StoryPlan
+    digest: str
+    request_id: str = ""
+    priority: Priority = Priority.NORMAL
+    deadline_seconds: float | None = None
+    call_seconds: float | None = None
+    parent_id: str = ""
+    reused: frozenset[int] = frozenset()
+
+
+class OrderTaker:
+    """Turns requests into orders.
+
+    Args:
+        catalog: the served models.
+        characters: those that were made before.
+        safety: looks at prompts.
+    """
+
+    def __init__(self, catalog: ModelCatalog, characters: Characters, safety: Safety) -> None:
+        self._catalog = catalog
+        self._characters = characters
+        self._safety = safety
+
+    async def new_story(
+        self,
+        tenant: Tenant,
+        request: pb.GenerateStoryRequest | pb.CreateStoryRequest,
+        call_seconds: float | None = None,
+    ) -> Order:
+        """A story from nothing.
+
+        Raises:
+            StoryError: INVALID_ARGUMENT with everything that is wrong, NOT_FOUND for a character, or a refusal by the
+                safety check.
+        """
+        return await self._order(tenant, request.story, request, call_seconds=call_seconds)
+
+    async def extension(self, tenant: Tenant, request: pb.ExtendStoryRequest, parent: pb.StoryRecord) -> Order:
+        """More frames for ``parent``.
+
+        Raises:
+            StoryError: as ``new_story``, or FAILED_PRECONDITION if the parent is not finished.
+        """
+        _check_finished(parent)
+        if not request.frames:
+            raise errors.invalid_request([Violation("frames", "no frame to add; give at least one")])
+        story = story_pb2.Story()
+        story.CopyFrom(parent.story)
+        story.characters.extend(request.new_characters)
+        story.frames.extend(request.frames)
+        reused = frozenset(range(len(parent.story.frames)))
+        return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+
+    async def redone_frame(self, tenant: Tenant, request: pb.RedoFrameRequest, parent: pb.StoryRecord) -> Order:
+        """One frame of ``parent`` again.
+
+        Raises:
+            StoryError: as ``extension``.
+        """
+        _check_finished(parent)
+        count, index = len(parent.story.frames), request.frame_index
+        if index >= count:
+            raise errors.invalid_request(
+                [Violation("frame_index", f"the story has {count} frames; use 0 to {count - 1}")]
+            )
+        story = story_pb2.Story()
+        story.CopyFrom(parent.story)
+        if request.HasField("frame"):
+            story.frames[index].CopyFrom(request.frame)
+        else:
+            story.frames[index].ClearField("seed")
+        if not story.frames[index].HasField("seed"):
+            story.frames[index].seed = request.seed if request.HasField("seed") else random_seed()
+        reused = frozenset(range(count)) - {index}
+        return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+
+    async def _order(
+        self,
+        tenant: Tenant,
+        story: story_pb2.Story,
+        request: pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.ExtendStoryRequest | pb.RedoFrameRequest,
+        *,
+        call_seconds: float | None = None,
+        parent_id: str = "",
+        reused: frozenset[int] = frozenset(),
+    ) -> Order:
+        found = Findings()
+        _check_request_id(found, request.request_id)
+        deadline_seconds = _deadline(found, request.scheduling)
+        priority = _priority(found, request.scheduling, tenant)
+        complete = await self._characters.fill_in(story, tenant)
+        plan = plan_story(complete, self._catalog)
+        if not isinstance(plan, StoryPlan):
+            raise errors.invalid_story([*plan, *found.violations])
+        if found:
+            raise errors.invalid_story(found.violations)
+        await self._safety.check_prompts(plan)
+        return Order(
+            plan=plan,
+            digest=_digest(request),
+            request_id=request.request_id,
+            priority=priority,
+            deadline_seconds=deadline_seconds,
+            call_seconds=call_seconds,
+            parent_id=parent_id,
+            reused=reused,
+        )
+
+
+def _check_request_id(found: Findings, request_id: str) -> None:
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
+        found.add("request_id", "use at most 36 letters, digits, dots, dashes and underscores, such as a UUID")
+
+
+def _check_finished(parent: pb.StoryRecord) -> None:
+    if parent.state != pb.STORY_STATE_FINISHED:
+        state = pb.StoryState.Name(parent.state).removeprefix("STORY_STATE_").lower()
+        raise errors.story_not_finished(parent.story_id, state)
+
+
+def _deadline(found: Findings, scheduling: pb.Scheduling) -> float | None:
+    if not scheduling.HasField("deadline"):
+        return None
+    seconds = scheduling.deadline.seconds + scheduling.deadline.nanos / 1e9
+    if seconds <= 0:
+        found.add("scheduling.deadline", f"{seconds:g} s from now is past; give a time above 0, or none")
+    return seconds
+
+
+def _priority(found: Findings, scheduling: pb.Scheduling, tenant: Tenant) -> Priority:
+    priority = _PRIORITIES.get(scheduling.priority)
+    if priority is None:
+        known = ", ".join(pb.Priority.Name(number) for number in _PRIORITIES)
+        found.add("scheduling.priority", f"priority {int(scheduling.priority)} is unknown; use one of {known}")
+        return Priority.NORMAL
+    return min(priority, tenant.max_priority)
+
+
+def _digest(request: pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.ExtendStoryRequest | pb.RedoFrameRequest) -> str:
+    """The same for the same content, whatever the ``request_id`` and whichever call brings it."""
+    content = type(request)()
+    content.CopyFrom(request)
+    content.ClearField("request_id")
+    if isinstance(content, pb.GenerateStoryRequest):
+        content = pb.CreateStoryRequest(story=content.story, scheduling=content.scheduling)
+    data = content.SerializeToString(deterministic=True)
+    return hashlib.sha256(content.DESCRIPTOR.full_name.encode() + b"\0" + data).hexdigest()

@@ -1,0 +1,1 @@
+"""The gRPC services, one file each: check who calls and what they ask, hand it to the desk, answer."""

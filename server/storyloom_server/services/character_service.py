@@ -1,0 +1,54 @@
+"""``storyloom.v1.CharacterService``."""
+
+from storyloom.v1 import character_service_pb2 as pb
+from storyloom.v1 import character_service_pb2_grpc
+from storyloom_server.access import Gate
+from storyloom_server.characters import Characters
+from storyloom_server.services.calls import Context, answered, page_size
+
+
+class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
+    """Characters, kept for later stories.
+
+    Args:
+        gate: tells who calls.
+        characters: keeps them.
+    """
+
+    def __init__(self, gate: Gate, characters: Characters) -> None:
+        self._gate = gate
+        self._characters = characters
+
+    @answered
+    async def CreateCharacter(  # noqa: N802
+        self, request: pb.CreateCharacterRequest, context: Context
+    ) -> pb.CreateCharacterResponse:
+        """Keeps a character."""
+        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        return pb.CreateCharacterResponse(character=await self._characters.create(tenant, request))
+
+    @answered
+    async def GetCharacter(  # noqa: N802
+        self, request: pb.GetCharacterRequest, context: Context
+    ) -> pb.GetCharacterResponse:
+        """A kept character."""
+        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        return pb.GetCharacterResponse(character=await self._characters.get(tenant, request.character_id))
+
+    @answered
+    async def ListCharacters(  # noqa: N802
+        self, request: pb.ListCharactersRequest, context: Context
+    ) -> pb.ListCharactersResponse:
+        """The tenant's characters, newest first."""
+        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        kept, token = await self._characters.list(tenant, page_size(request.page_size), request.page_token)
+        return pb.ListCharactersResponse(characters=kept, next_page_token=token)
+
+    @answered
+    async def DeleteCharacter(  # noqa: N802
+        self, request: pb.DeleteCharacterRequest, context: Context
+    ) -> pb.DeleteCharacterResponse:
+        """Forgets a character."""
+        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        await self._characters.delete(tenant, request.character_id)
+        return pb.DeleteCharacterResponse()

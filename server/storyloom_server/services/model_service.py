@@ -1,0 +1,97 @@
+"""``storyloom.v1.ModelService``."""
+
+from storyloom.v1 import model_service_pb2 as pb
+from storyloom.v1 import model_service_pb2_grpc
+from storyloom_server import errors
+from storyloom_server.access import Gate
+from storyloom_server.catalog import CatalogError, ModelCatalog, ServedModel
+from storyloom_server.desk import Desk
+from storyloom_server.engine.options import ModelSpec
+from storyloom_server.services.calls import Context, answered
+from storyloom_server.supervisor import ModelError, Supervisor
+from storyloom_server.warm_up import warm_up_job
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """Which models are served, and which are loaded.
+
+    Args:
+        gate: tells who calls.
+        catalog: the served models, and where others are.
+        engine: loads them.
+        desk: knows which models open stories need.
+    """
+
+    def __init__(self, gate: Gate, catalog: ModelCatalog, engine: Supervisor, desk: Desk) -> None:
+        self._gate = gate
+        self._catalog = catalog
+        self._engine = engine
+        self._desk = desk
+
+    @answered
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """The served models, the default one first."""
+        self._gate.tenant(context.invocation_metadata() or ())
+        return pb.ListModelsResponse(models=self._catalog.describe())
+
+    @answered
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+        """One of them."""
+        self._gate.tenant(context.invocation_metadata() or ())
+        return pb.GetModelResponse(model=self._describe(self._find(request.name)))
+
+    @answered
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
+        """Loads a package that lies in one of the model folders, under its name."""
+        self._check_admin(context)
+        served = self._catalog.find(request.name) if request.name else None
+        if served is not None:
+            return pb.LoadModelResponse(model=self._describe(served))
+        try:
+            model = self._catalog.load_available(request.name)
+        except CatalogError as error:
+            raise errors.failed_precondition("MODEL_UNUSABLE", f"models/{request.name}", str(error)) from error
+        if model is None:
+            raise errors.not_found("model", request.name, "put its package into a folder given as --model-folder")
+        seconds = await self._load(model)
+        self._catalog.add(model)
+        return pb.LoadModelResponse(model=self._describe(model), seconds=seconds)
+
+    @answered
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
+        """Takes a model out of service; its memory is free when the stories that use it have ended."""
+        self._check_admin(context)
+        model = self._find(request.name)
+        if model is self._catalog.default:
+            raise errors.failed_precondition(
+                "DEFAULT_MODEL", f"models/{model.name}", "the default model stays; start the server with another one"
+            )
+        self._catalog.remove(model)
+        await self._desk.wait_unused(model.name)
+        self._engine.unload_model(model.name)
+        return pb.UnloadModelResponse()
+
+    @answered
+    async def WarmModel(self, request: pb.WarmModelRequest, context: Context) -> pb.WarmModelResponse:  # noqa: N802
+        """Takes a small story through a model."""
+        self._check_admin(context)
+        return pb.WarmModelResponse(seconds=await self._load(self._find(request.name)))
+
+    async def _load(self, model: ServedModel) -> float:
+        try:
+            return await self._engine.load_model(ModelSpec(model.name, model.folder, warm_up_job(model)))
+        except ModelError as error:
+            raise errors.failed_precondition("MODEL_UNUSABLE", f"models/{model.name}", str(error)) from error
+
+    def _find(self, name: str) -> ServedModel:
+        model = self._catalog.find(name)
+        if model is None:
+            known = ", ".join(self._catalog.names)
+            raise errors.not_found("model", name, f"those that are served are {known}")
+        return model
+
+    def _describe(self, model: ServedModel) -> pb.Model:
+        return model.describe(is_default=model is self._catalog.default)
+
+    def _check_admin(self, context: Context) -> None:
+        self._gate.require_admin(self._gate.tenant(context.invocation_metadata() or ()))

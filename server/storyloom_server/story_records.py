@@ -1,0 +1,80 @@
+"""Between stories as they are stored and as clients see them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from google.protobuf import timestamp_pb2
+
+from storyloom.v1 import story_service_pb2 as pb
+from storyloom_server.errors import StoryError
+from storyloom_server.store import Story, StoryState
+
+if TYPE_CHECKING:
+    from storyloom_server.accepted_story import AcceptedStory
+
+_STATES = {
+    StoryState.QUEUED: pb.STORY_STATE_QUEUED,
+    StoryState.RUNNING: pb.STORY_STATE_RUNNING,
+    StoryState.FINISHED: pb.STORY_STATE_FINISHED,
+    StoryState.FAILED: pb.STORY_STATE_FAILED,
+    StoryState.CANCELLED: pb.STORY_STATE_CANCELLED,
+}
+
+
+def stored_request(story: AcceptedStory) -> bytes:
+    """What is stored of an accepted story: a record with the complete story and the frames that are taken over."""
+    frames = [pb.FrameResult(frame_index=index, reused=True) for index in sorted(story.reused)]
+    return pb.StoryRecord(story=story.plan.story, frames=frames).SerializeToString()
+
+
+def read_request(stored: bytes) -> tuple[pb.Story, frozenset[int]]:
+    """The inverse of ``stored_request``: the complete story, and the indexes of the frames that are taken over."""
+    record = pb.StoryRecord.FromString(stored)
+    return record.story, frozenset(frame.frame_index for frame in record.frames)
+
+
+def public_record(story: Story, request: bytes, events: Iterable[pb.GenerateStoryResponse]) -> pb.StoryRecord:
+    """A story as clients see it.
+
+    Args:
+        story: its row.
+        request: what ``stored_request`` made.
+        events: those that are stored; frames and the result are taken from them.
+    """
+    asked, _ = read_request(request)
+    record = pb.StoryRecord(
+        story_id=story.id,
+        state=_STATES[story.state],
+        story=asked,
+        create_time=_timestamp(story.created_at),
+        finish_time=_timestamp(story.finished_at),
+        expire_time=_timestamp(story.expires_at),
+        parent_story_id=story.parent_id or "",
+        last_sequence=story.sequence_reserved,
+        failure=_failure(story),
+    )
+    for event in events:
+        record.last_sequence = max(record.last_sequence, event.sequence)
+        if event.HasField("frame"):
+            record.frames.append(event.frame)
+        elif event.HasField("done"):
+            record.done.CopyFrom(event.done)
+    record.frames.sort(key=lambda frame: frame.frame_index)
+    return record
+
+
+def _failure(story: Story) -> pb.StoryFailure | None:
+    if story.error is None or story.state is not StoryState.FAILED:
+        return None
+    error = StoryError.from_bytes(story.error)
+    return pb.StoryFailure(code=error.code.value[0], reason=error.reason, message=error.message)
+
+
+def _timestamp(seconds: float | None) -> timestamp_pb2.Timestamp | None:
+    if seconds is None:
+        return None
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp

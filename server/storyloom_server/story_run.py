@@ -1,0 +1,387 @@
+"""One accepted story from its acceptance, or from its adoption after a crash, to its end.
+
+The run sends the story's windows to the engine one after the other, stores what comes back before it tells anybody, and
+sends a window again, from its last checkpoint, when the engine was lost. It knows nothing of calls and clients: readers
+look at its ``log``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from storyloom.v1 import story_service_pb2 as pb
+from storyloom_model.consistency import scores
+from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.windows import Window
+from storyloom_server import errors, messages
+from storyloom_server.event_log import EventLog, LoggedEvent
+from storyloom_server.frames import FinishedFrame
+from storyloom_server.images import encode_png
+from storyloom_server.logs import fields
+from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.scheduler import Progress
+from storyloom_server.store import Artifact, ArtifactKind, NewEvent, Store, StoryState, Transaction, journal, leases
+from storyloom_server.store.errors import (
+    BlobMissingError,
+    NotFoundError,
+    StorageFullError,
+    StoreBusyError,
+    StoreUnavailableError,
+    StoryLostError,
+)
+from storyloom_server.supervisor import EngineStatus, Supervisor
+
+log = logging.getLogger("storyloom.story")
+
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
+
+# Messages that wait to be handled above which previews and progress are dropped: the store is slower than the engine.
+_DROP_ABOVE = 32
+# Event numbers are reserved in blocks, so that progress costs no write.
+_RESERVE = 256
+# A story that was running when the engine died, this often: it runs alone; and it is given up.
+_CRASHES_TO_RUN_ALONE = 2
+_CRASHES_TO_GIVE_UP = 3
+_LONGEST_STORE_PAUSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all runs share. ``checkpoint_interval`` in steps, 0 for no checkpoints."""
+
+    store: Store
+    engine: Supervisor
+    encoders: Executor
+    checkpoint_interval: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Somebody wants the story to end now, with this error."""
+
+    error: errors.StoryError
+
+
+_Inbox: TypeAlias = asyncio.Queue[messages.ToRun | _Stop]
+
+
+class StoryRun:
+    """Works on one story. ``run`` is its whole life; everything else is for those who look on."""
+
+    def __init__(self, story: AcceptedStory, workshop: Workshop) -> None:
+        self.story = story
+        self.log = EventLog(story.events)
+        self.left_queue = False
+        self._workshop = workshop
+        self._inbox: _Inbox = asyncio.Queue()
+        self._sequence = max(story.sequence_reserved if story.events else 0, self.log.last_sequence)
+        self._reserved = story.sequence_reserved
+        self._crashes = story.crashes
+        self._frames: dict[int, FinishedFrame] = {}
+        self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
+        self._steps_before = 0
+        self._steps_done = 0
+        self._spec = story.spec(story.scheduling.deadline)
+        self._timings = pb.StoryTimings()
+
+    @property
+    def progress(self) -> Progress:
+        """How far the story is, for the admission of others."""
+        return Progress(self._spec, done_steps=min(self._steps_done, self._spec.shape.steps))
+
+    def stop(self, error: errors.StoryError) -> None:
+        """Ends the story with ``error`` as soon as may be."""
+        self._inbox.put_nowait(_Stop(error))
+
+    async def run(self) -> None:
+        """Makes every frame. However this ends, it ends in the store and in the log, unless the story is left to a
+        later server: when this one is cancelled, or when another has taken the story over.
+        """
+        outcome = "left"
+        try:
+            outcome = await self._run()
+        except StoryLostError:
+            outcome = "taken over"
+            self.log.close(errors.story_moved())
+        finally:
+            log.info("story closed", extra=fields(story_id=self.story.story_id, outcome=outcome))
+
+    async def _run(self) -> str:
+        try:
+            await self._accepted()
+            await self._take_over_frames()
+            for window in self.story.windows:
+                if not all(frame in self._frames for frame in window.frames):
+                    await self._make(window)
+                self._steps_before += self.story.plan.job.steps
+            await self._done()
+        except errors.StoryError as error:
+            state = StoryState.CANCELLED if error.reason == errors.CANCELLED_REASON else StoryState.FAILED
+            await self._write(journal.finish, self.story.story_id, state, error=error.to_bytes())
+            self.log.close(error)
+            return error.reason.lower()
+        return "done"
+
+    async def _accepted(self) -> None:
+        """The story's first event, and what an earlier server has done of it already."""
+        for event in self.story.events:
+            if event.event.HasField("frame"):
+                index = event.event.frame.frame_index
+                self._frames[index] = FinishedFrame.from_bytes(await self._load(ArtifactKind.LATENTS, index))
+        if not self.story.events:
+            plan = self.story.plan
+            accepted = pb.StoryAccepted(
+                settings=plan.settings, queue_position=self._workshop.engine.waiting, frame_seeds=plan.frame_seeds
+            )
+            await self._tell_durable(accepted=accepted)
+
+    async def _take_over_frames(self) -> None:
+        """Copies frames of the parent story, so that this story needs it no more."""
+        for index in sorted(self.story.reused - self._frames.keys()):
+            try:
+                picture = await self._load(ArtifactKind.PICTURE, index, self.story.parent_id)
+                data = await self._load(ArtifactKind.LATENTS, index, self.story.parent_id)
+            except (NotFoundError, BlobMissingError) as error:
+                raise errors.story_failed("PARENT_GONE", "the story that this one goes on from was deleted") from error
+            await self._keep_frame(index, FinishedFrame.from_bytes(data), picture, reused=True)
+
+    async def _make(self, window: Window) -> None:
+        """One window, through as many engine processes as it takes."""
+        job_id = f"{self.story.story_id}.{window.frames[0]}"
+        job = self._window_job(window)
+        try:
+            await self._submit(job_id, job, window)
+            while not isinstance(message := await self._next(), messages.JobFinished):
+                if isinstance(message, messages.EngineLost):
+                    await self._count_loss(message)
+                    await self._submit(job_id, job, window)
+                else:
+                    await self._handle(window, message)
+        finally:
+            self._workshop.engine.release(job_id)
+        self._timings.encode_seconds += message.encode_seconds
+        self._timings.denoise_seconds += message.denoise_seconds
+        self._timings.decode_seconds += message.decode_seconds
+
+    def _window_job(self, window: Window) -> StoryJob:
+        frames = self.story.plan.job.frames
+        anchors = tuple(
+            AnchorFrame(frames[index].prompt, frames[index].seed, self._frames[index].latents)
+            for index in window.anchors
+        )
+        return replace(self.story.plan.job, frames=tuple(frames[index] for index in window.frames), anchors=anchors)
+
+    async def _submit(self, job_id: str, job: StoryJob, window: Window) -> None:
+        checkpoint, done_steps = await self._last_checkpoint(window)
+        await self._until_ready()
+        story = self.story
+        submit = messages.Submit(
+            job_id=job_id,
+            model=story.plan.model,
+            job=job,
+            scheduling=replace(story.scheduling, alone=self._crashes >= _CRASHES_TO_RUN_ALONE),
+            preview_interval=story.plan.preview_interval,
+            checkpoint_interval=self._workshop.checkpoint_interval,
+            checkpoint=checkpoint,
+            done_steps=done_steps,
+        )
+        self._workshop.engine.submit(submit, self._put)
+
+    async def _until_ready(self) -> None:
+        """Waits for an engine that takes jobs, unless the story is stopped before."""
+        engine = self._workshop.engine
+        while engine.status is not EngineStatus.READY:
+            ready = asyncio.ensure_future(engine.wait_for(EngineStatus.READY))
+            stopped = asyncio.ensure_future(self._next())
+            try:
+                await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if stopped.done():
+                    stopped.result()
+                elif ready.result() is not EngineStatus.READY:
+                    # The server is about to leave; a later one goes on with the story.
+                    await asyncio.Event().wait()
+            finally:
+                ready.cancel()
+                stopped.cancel()
+
+    async def _next(self) -> messages.ToRun:
+        """The next message about the job.
+
+        Raises:
+            StoryError: the story was stopped.
+        """
+        message = await self._inbox.get()
+        if isinstance(message, _Stop):
+            raise message.error
+        return message
+
+    def _put(self, message: messages.ToRun) -> None:
+        """Takes a message from the engine, unless it can be done without and too many wait already."""
+        expendable = isinstance(message, messages.Preview | messages.Stepped | messages.QueuePosition)
+        if not (expendable and self._inbox.qsize() >= _DROP_ABOVE):
+            self._inbox.put_nowait(message)
+
+    async def _count_loss(self, lost: messages.EngineLost) -> None:
+        if not lost.suspect:
+            return
+        counted = await self._write(leases.count_crash, [self.story.story_id])
+        self._crashes = counted.get(self.story.story_id, self._crashes)
+        if self._crashes >= _CRASHES_TO_GIVE_UP:
+            raise errors.engine_crashed(self._crashes)
+
+    async def _handle(self, window: Window, message: messages.ToRun) -> None:
+        match message:
+            case messages.QueuePosition():
+                await self._progress(pb.STORY_STAGE_QUEUED, queue_position=message.position)
+            case messages.EncodingStarted():
+                await self._on_encoding()
+            case messages.Stepped():
+                self._steps_done = self._steps_before + message.step
+                await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
+            case messages.DecodingStarted():
+                await self._progress(pb.STORY_STAGE_DECODING, step=self.story.plan.job.steps)
+            case messages.Preview():
+                await self._previews(window, message)
+            case messages.Checkpoint():
+                await self._keep_checkpoint(window, message)
+            case messages.FrameDone():
+                await self._frame(window, message)
+            case messages.JobFailed():
+                raise errors.job_failed(message.reason, message.message)
+
+    async def _on_encoding(self) -> None:
+        if not self.left_queue:
+            self.left_queue = True
+            self._timings.queued_seconds = time.monotonic() - self._began
+            await self._write(journal.begin, self.story.story_id)
+        await self._progress(pb.STORY_STAGE_ENCODING)
+
+    async def _progress(self, stage: pb.StoryStage, *, step: int = 0, queue_position: int = 0) -> None:
+        await self._tell_passing(
+            progress=pb.StoryProgress(
+                stage=stage,
+                step=self._steps_before + step,
+                steps=self.story.plan.job.steps * len(self.story.windows),
+                queue_position=queue_position,
+            )
+        )
+
+    async def _previews(self, window: Window, message: messages.Preview) -> None:
+        for index, pixels in zip(window.frames, message.frames, strict=True):
+            png = await self._encode(pixels, index)
+            image = pb.Image(png=png, width=pixels.width, height=pixels.height)
+            await self._tell_passing(preview=pb.FramePreview(frame_index=index, step=message.step, image=image))
+
+    async def _keep_checkpoint(self, window: Window, message: messages.Checkpoint) -> None:
+        data = message.step.to_bytes(4, "little") + message.data
+        await self._keep(ArtifactKind.CHECKPOINT, window.frames[0], data)
+
+    async def _last_checkpoint(self, window: Window) -> tuple[bytes | None, int]:
+        """The newest checkpoint of a window and the steps in it; None and 0 when there is none."""
+        try:
+            data = await self._load(ArtifactKind.CHECKPOINT, window.frames[0])
+        except NotFoundError:
+            return None, 0
+        return data[4:], int.from_bytes(data[:4], "little")
+
+    async def _frame(self, window: Window, message: messages.FrameDone) -> None:
+        index = window.frames[message.frame_index]
+        if index in self._frames:
+            return  # Stored before the engine was lost; the same picture again.
+        frame = FinishedFrame(message.pixels.width, message.pixels.height, message.latents, message.looks)
+        await self._keep_frame(index, frame, await self._encode(message.pixels, index))
+
+    async def _keep_frame(self, index: int, frame: FinishedFrame, png: bytes, *, reused: bool = False) -> None:
+        """Stores a frame, then tells of it: whoever hears of a frame can have it."""
+        job_frame = self.story.plan.job.frames[index]
+        await self._keep(ArtifactKind.LATENTS, index, frame.to_bytes())
+        store, story_id = self._workshop.store, self.story.story_id
+        picture = await self._persist(lambda: store.save(story_id, ArtifactKind.PICTURE, index, png))
+        result = pb.FrameResult(
+            frame_index=index,
+            image=pb.Image(width=frame.width, height=frame.height),
+            seed=job_frame.seed,
+            prompt=job_frame.prompt.text,
+            reused=reused,
+            finished_seconds=time.monotonic() - self._began,
+        )
+        self._frames[index] = frame
+        await self._tell_durable(picture=picture, frame=result)
+
+    async def _done(self) -> None:
+        self._timings.total_seconds = time.monotonic() - self._began
+        found = scores([frame.looks_by_name for _, frame in sorted(self._frames.items())])
+        consistency = [
+            pb.CharacterConsistency(character=name, score=score) for name, score in found.items() if score is not None
+        ]
+        event = self._event(done=pb.StoryDone(timings=self._timings, consistency=consistency))
+        stored = NewEvent(event.sequence, event.SerializeToString())
+        await self._write(journal.finish, self.story.story_id, StoryState.FINISHED, events=[stored])
+        self.log.add(LoggedEvent(event, durable=True))
+        self.log.close()
+
+    async def _tell_durable(self, *, picture: Artifact | None = None, **event: Any) -> None:
+        message = self._event(**event)
+        stored = NewEvent(message.sequence, message.SerializeToString(), picture)
+        await self._write(journal.append, self.story.story_id, [stored])
+        self.log.add(LoggedEvent(message, durable=True, picture=picture.key if picture else ""))
+
+    async def _tell_passing(self, **event: Any) -> None:
+        if self._sequence >= self._reserved:
+            upto = self._sequence + _RESERVE
+            await self._write(journal.reserve, self.story.story_id, upto)
+            self._reserved = upto
+        self.log.add(LoggedEvent(self._event(**event), durable=False))
+
+    def _event(self, **event: Any) -> pb.GenerateStoryResponse:
+        self._sequence += 1
+        return pb.GenerateStoryResponse(story_id=self.story.story_id, sequence=self._sequence, **event)
+
+    async def _encode(self, pixels: messages.Pixels, index: int) -> bytes:
+        plan = self.story.plan
+        provenance = {"Model": plan.model, "Seed": str(plan.job.frames[index].seed)}
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workshop.encoders, encode_png, pixels, provenance)
+
+    async def _keep(self, kind: ArtifactKind, position: int, data: bytes) -> None:
+        store, story_id = self._workshop.store, self.story.story_id
+        await self._persist(lambda: store.keep(story_id, kind, position, data))
+
+    async def _load(self, kind: ArtifactKind, position: int, story_id: str = "") -> bytes:
+        """What was kept of this story or another.
+
+        Raises:
+            NotFoundError: there is nothing of this kind at this position.
+        """
+        store = self._workshop.store
+        kept = await self._persist(lambda: store.read(journal.artifacts, story_id or self.story.story_id, kind))
+        found = next((artifact for artifact in kept if artifact.position == position), None)
+        if found is None:
+            raise NotFoundError(kind, str(position))
+        return await self._persist(lambda: store.load(found.key))
+
+    async def _write(
+        self,
+        operation: Callable[Concatenate[Transaction, _Parameters], _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        return await self._persist(lambda: self._workshop.store.write(operation, *args, **kwargs))
+
+    async def _persist(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Waits for the store as long as it takes: a full disk or a locked database must not cost a story."""
+        pause = 0.1
+        while True:
+            try:
+                return await call()
+            except (StorageFullError, StoreBusyError, StoreUnavailableError) as error:
+                log.error("the store refuses; the story waits", extra=fields(story_id=self.story.story_id, why=error))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_STORE_PAUSE_SECONDS)
