@@ -4,11 +4,12 @@
 small. Import the engine from ``storyloom_model.denoiser``.
 """
 
-from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.jobs import AnchorFrame, FrameJob, StoryJob
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.prompts import ComposedPrompt, PromptError, check_prompt, compose
 
 __all__ = [
+    "AnchorFrame",
     "ComposedPrompt",
     "FrameJob",
     "ModelPackage",

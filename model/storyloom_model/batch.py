@@ -17,8 +17,8 @@ from storyloom_model.state import StoryState
 def predict(unet: Any, states: Sequence[StoryState], rule: ForegroundRule) -> list[Tensor]:
     """One UNet call over all rows of all stories.
 
-    Each story's rows are contiguous: the negative prompt's frames, if the story is guided, then the prompts' frames;
-    each is a group. Leaves the new ``previous_maps`` in the states.
+    Each story's rows are contiguous: the negative prompt's group, if the story is guided, then the prompts' group; each
+    is the frames, then the anchors. Leaves the new ``previous_maps`` in the states.
 
     Args:
         unet: with ``install_story_attention``.
@@ -28,7 +28,7 @@ def predict(unet: Any, states: Sequence[StoryState], rule: ForegroundRule) -> li
     Returns:
         For each story the prediction [F, C, h, w] float32, guidance applied.
     """
-    inputs = [_branches(state, state.solver.model_input(state.latents)) for state in states]
+    inputs = [_branches(state, _model_input(state)) for state in states]
     device, dtype = states[0].text.device, states[0].text.dtype
     times = [state.solver.timestep for state in states for _ in range(state.rows)]
     story = _story_attention(states, rule)
@@ -45,16 +45,28 @@ def predict(unet: Any, states: Sequence[StoryState], rule: ForegroundRule) -> li
     return [_guide(state, rows) for state, rows in zip(states, by_story, strict=True)]
 
 
-def _branches(state: StoryState, frames: Tensor) -> Tensor:
-    """One row per frame -> one row per frame and guidance branch."""
-    return torch.cat([frames, frames]) if state.job.guided else frames
+def _model_input(state: StoryState) -> Tensor:
+    """[G, C, h, w]: the frames as far as they are, and the anchors at the same level of noise."""
+    frames = state.solver.model_input(state.latents)
+    if not state.job.anchors:
+        return frames
+    return torch.cat([frames, state.solver.noised(state.anchors, state.anchor_noise)])
+
+
+def _branches(state: StoryState, group: Tensor) -> Tensor:
+    """One row per frame and anchor -> one row per frame or anchor, and guidance branch."""
+    return torch.cat([group, group]) if state.job.guided else group
 
 
 def _guide(state: StoryState, rows: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): one row per frame and branch -> one row per frame."""
+    """Classifier-free guidance (Ho and Salimans 2022): all rows of a story -> one row per frame.
+
+    What the UNet says about anchors is left out: they are finished.
+    """
+    frames = len(state.job.frames)
     if not state.job.guided:
-        return rows
-    negative, positive = rows.chunk(2)
+        return rows[:frames]
+    negative, positive = (branch[:frames] for branch in rows.chunk(2))
     return negative + state.job.guidance_scale * (positive - negative)
 
 
@@ -66,12 +78,12 @@ def _story_attention(states: Sequence[StoryState], rule: ForegroundRule) -> Stor
     switches: list[bool] = []
     mask_rows: list[int] = []
     for state in states:
-        frames, branches = len(state.job.frames), 2 if state.job.guided else 1
-        first_prompt_row = len(mask_rows) + (branches - 1) * frames
-        groups += [frames] * branches
+        rows, branches = state.job.group, 2 if state.job.guided else 1
+        first_prompt_row = len(mask_rows) + (branches - 1) * rows
+        groups += [rows] * branches
         switches += [state.crosses_frames] * branches
         # Both branches take the masks of the prompt's branch.
-        mask_rows += list(range(first_prompt_row, first_prompt_row + frames)) * branches
+        mask_rows += list(range(first_prompt_row, first_prompt_row + rows)) * branches
     latent_height, latent_width = states[0].latents.shape[-2:]
     return StoryAttention(
         GroupLayout(tuple(groups)),
@@ -101,19 +113,19 @@ def _previous_maps(states: Sequence[StoryState]) -> Tensor | None:
 def _maps_or_zero(state: StoryState) -> Tensor:
     if state.previous_maps is not None:
         return state.previous_maps
-    frames, cast = state.token_mask.shape[:2]
-    return state.latents.new_zeros(frames, cast, *state.latents.shape[-2:])
+    rows, cast = state.token_mask.shape[:2]
+    return state.latents.new_zeros(rows, cast, *state.latents.shape[-2:])
 
 
 def _pad_cast(values: Tensor, cast: int) -> Tensor:
-    """[F, k, ...] -> [F, cast, ...], filled with 0 or False."""
+    """[G, k, ...] -> [G, cast, ...], filled with 0 or False."""
     missing = values.new_zeros(values.shape[0], cast - values.shape[1], *values.shape[2:])
     return torch.cat([values, missing], dim=1)
 
 
 def _keep_maps(states: Sequence[StoryState], maps: Tensor) -> None:
-    """Gives each story its own characters' maps, [F, K, h, w] each."""
-    by_story = torch.split(maps, [len(state.job.frames) for state in states])
+    """Gives each story its own characters' maps, [G, K, h, w] each."""
+    by_story = torch.split(maps, [state.job.group for state in states])
     for state, own in zip(states, by_story, strict=True):
         if state.crosses_frames:
             state.previous_maps = own[:, : state.token_mask.shape[1]].clone()

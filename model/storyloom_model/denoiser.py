@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -9,17 +10,21 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from storyloom_model.adapters import load_adapter, with_adapter
 from storyloom_model.attention import install_story_attention
 from storyloom_model.batch import predict
+from storyloom_model.checkpoint import pack, unpack
 from storyloom_model.components import Components, load_components
+from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
 from storyloom_model.encoder import TextEncoder
+from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
-from storyloom_model.jobs import StoryJob
+from storyloom_model.jobs import AnchorFrame, StoryJob
 from storyloom_model.manifest import Manifest
-from storyloom_model.maps import ForegroundRule
+from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.solvers import SOLVERS, Solver, check_schedule
@@ -61,6 +66,7 @@ class Denoiser:
                     fuse_group_norms(module)
         except ValueError as error:
             raise PackageError(f"{package.folder}: {error}") from error
+        self._package_fingerprint = package_fingerprint(package)
         self._unets = {None: self._unet} | {
             name: with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
             for name in self.manifest.adapters
@@ -100,13 +106,13 @@ class Denoiser:
             JobError: the job asks for what this package cannot do.
         """
         self._check(job)
-        prompts = [frame.prompt for frame in job.frames]
+        prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
         text = self._text_encoder.embed([prompt.text for prompt in prompts])
         if job.guided:
             negative = self._text_encoder.embed([job.negative_prompt])
             text = torch.cat([negative.expand_as(text), text])
-        latent_size = (job.height // self._decoder.factor, job.width // self._decoder.factor)
-        noise = initial_noise([frame.seed for frame in job.frames], (self._decoder.channels, *latent_size))
+        shape = self._latent_shape(job)
+        noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(text.device))
         return StoryState(
@@ -123,6 +129,8 @@ class Denoiser:
             text=text,
             token_mask=self._text_encoder.token_mask(prompts, job.characters),
             predicted=torch.zeros_like(latents),
+            anchors=_read_latents(job.anchors, shape).to(text.device),
+            anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
         )
 
     @torch.inference_mode()
@@ -162,6 +170,79 @@ class Denoiser:
         """
         return self._decoder.previews(state.predicted[list(frames)])
 
+    @torch.inference_mode()
+    def looks(self, state: StoryState, frame: int, picture: NDArray[np.uint8]) -> dict[str, Look]:
+        """The colours of each character of a frame, to compare with other frames: see ``consistency``.
+
+        Args:
+            state: a story that has taken a step. Without attention across frames there are no maps, hence no looks.
+            frame: which of its frames.
+            picture: that frame decoded, [height, width, 3].
+        """
+        if state.previous_maps is None:
+            return {}
+        names = [name for name in state.job.characters if name in state.job.frames[frame].prompt.spans]
+        places = [state.job.characters.index(name) for name in names]
+        maps = state.previous_maps[frame, places]
+        found = {
+            name: look(picture, mask)
+            for name, mask in zip(names, character_masks(maps, picture.shape[:2], self._rule), strict=True)
+        }
+        return {name: colours for name, colours in found.items() if colours is not None}
+
+    def consistency(self, state: StoryState, pictures: NDArray[np.uint8]) -> dict[str, float | None]:
+        """How well each character keeps its colours over the frames of a story, in [0, 1]; see ``consistency``.
+
+        Args:
+            state: a story that is done.
+            pictures: all its frames decoded, [F, height, width, 3].
+
+        Returns:
+            By the name of every character of the frames; None for those who are seen in fewer than two.
+        """
+        found = scores([self.looks(state, frame, picture) for frame, picture in enumerate(pictures)])
+        return {name: found.get(name) for name in state.job.characters}
+
+    def final_latents(self, state: StoryState) -> list[bytes]:
+        """The latents of every frame of a story that is done, as ``AnchorFrame`` takes them.
+
+        Raises:
+            ValueError: the story is not done.
+        """
+        if not state.done or state.error is not None:
+            raise ValueError(f"only a story that is done has final latents; this one is at step {state.step_index}")
+        return [_write_latents(latents) for latents in state.latents]
+
+    def save(self, state: StoryState) -> bytes:
+        """A checkpoint: all that ``restore`` needs, beside the job, to go on from here.
+
+        Raises:
+            ValueError: the story has failed.
+        """
+        return pack(state, self._fingerprint(state.job))
+
+    def restore(self, job: StoryJob, data: bytes) -> StoryState:
+        """Goes on from a checkpoint. On the CPU the story ends bitwise as if it had never stopped.
+
+        Args:
+            job: the one that the checkpoint was made of.
+            data: what ``save`` returned, in this process or another.
+
+        Raises:
+            JobError: the job asks for what this package cannot do.
+            CheckpointError: the data are damaged, or of another job, model or dtype; start the story anew.
+        """
+        state = self.encode(job)
+        unpack(state, data, self._fingerprint(job))
+        return state
+
+    def _fingerprint(self, job: StoryJob) -> str:
+        return f"{self._package_fingerprint}-{self._unet.dtype}-{job_fingerprint(job)}"
+
+    def _latent_shape(self, job: StoryJob) -> tuple[int, int, int]:
+        factor = self._decoder.factor
+        return self._decoder.channels, job.height // factor, job.width // factor
+
     def _check_package(self, tokens: int) -> None:
         factor = self._decoder.factor
         if self.manifest.limits.max_prompt_tokens > tokens:
@@ -183,3 +264,21 @@ class Denoiser:
         if (job.width, job.height) not in manifest.sizes:
             sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
             raise JobError(f"size {job.width}x{job.height} is not served; use one of {sizes}")
+        expected = 4 * math.prod(self._latent_shape(job))
+        for anchor in job.anchors:
+            if len(anchor.latents) != expected:
+                raise JobError(
+                    f"an anchor has latents of {len(anchor.latents)} bytes, a frame of this story {expected}; anchors "
+                    f"must be frames of {job.width}x{job.height} made with {manifest.name}"
+                )
+
+
+def _write_latents(latents: Tensor) -> bytes:
+    """One frame's latents [C, h, w] in the form of ``AnchorFrame.latents``."""
+    return latents.float().cpu().contiguous().numpy().astype("<f4").tobytes()
+
+
+def _read_latents(anchors: Sequence[AnchorFrame], shape: tuple[int, int, int]) -> Tensor:
+    """float32 [len(anchors), *shape], on the CPU."""
+    values = np.frombuffer(b"".join(anchor.latents for anchor in anchors), dtype="<f4")
+    return torch.from_numpy(values.astype(np.float32)).reshape(len(anchors), *shape)

@@ -14,12 +14,26 @@ class FrameJob:
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorFrame:
+    """A finished picture that lends its looks to new frames and is not made again.
+
+    ``seed`` decides the noise under which it is seen; the seed that it was made with keeps it closest to how it came
+    about. ``latents`` are its final ones: float32, little-endian, [C, h, w] in C order.
+    """
+
+    prompt: ComposedPrompt
+    seed: int
+    latents: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StoryJob:
-    """One story with every setting decided.
+    """One story, or one window of a long one, with every setting decided.
 
     Sizes are in pixels. ``guidance_scale`` 1 switches classifier-free guidance off. ``adapter`` names one of the model
     package's adapters; None, "" and "none" stand for the base weights. ``cross_frame`` False makes every frame on its
-    own.
+    own. ``anchors`` are in the group of ``frames``: more frames for a story, one frame anew and the later windows of a
+    long story are all jobs whose anchors are frames that exist.
     """
 
     frames: tuple[FrameJob, ...]
@@ -31,6 +45,7 @@ class StoryJob:
     height: int
     adapter: str | None = None
     cross_frame: bool = True
+    anchors: tuple[AnchorFrame, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -39,10 +54,18 @@ class StoryJob:
 
     @property
     def characters(self) -> tuple[str, ...]:
-        """Names of the characters that are in any frame, in the order of their first mention."""
+        """Names of the characters that are in any frame, in the order of their first mention.
+
+        A character that only anchors show is none of them: nobody needs its looks.
+        """
         return tuple(dict.fromkeys(name for frame in self.frames for name in frame.prompt.spans))
 
     @property
+    def group(self) -> int:
+        """Rows of each guidance branch: frames, then anchors."""
+        return len(self.frames) + len(self.anchors)
+
+    @property
     def rows(self) -> int:
-        """Rows that this story takes in a batch step: frames times guidance branches."""
-        return len(self.frames) * (2 if self.guided else 1)
+        """Rows that this story takes in a batch step: frames and anchors, times guidance branches."""
+        return self.group * (2 if self.guided else 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyloom_kernels import ForegroundMethod, foreground, union
+from storyloom_kernels import ForegroundMethod, foreground, normalise_maps, union
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in positions of a layer."""
@@ -70,6 +72,21 @@ def resize(maps: Tensor, size: Size) -> Tensor:
 def united_mask(maps: Tensor, rule: ForegroundRule) -> Tensor:
     """Foreground of any character: maps [S, K, h, w] -> bool [S, h * w]."""
     return union(foreground(maps.flatten(-2), rule.method, rule.value))
+
+
+def character_masks(maps: Tensor, size: Size, rule: ForegroundRule) -> NDArray[np.bool_]:
+    """Where each character of one frame is: maps [K, h, w] -> bool [K, *size].
+
+    A position that several characters claim goes to the one whose map, on a scale from 0 to 1, is highest there.
+    """
+    if maps.shape[0] == 0:
+        return np.zeros((0, *size), dtype=np.bool_)
+    positions = maps.flatten(-2)[None]
+    claimed = foreground(positions, rule.method, rule.value)
+    strength = torch.where(claimed, normalise_maps(positions), -1.0)
+    own = claimed & (strength == strength.amax(dim=1, keepdim=True))
+    grown = F.interpolate(own.float().reshape(1, *maps.shape), size=size, mode="nearest")[0]
+    return (grown > 0.5).cpu().numpy()
 
 
 def layer_size(latent_size: Size, positions: int) -> Size:

@@ -45,4 +45,4 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
     import torch  # Not at the top: a process that only derives seeds must not load torch.
 
     draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(draws)
+    return torch.stack(draws) if draws else torch.zeros(0, *shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,16 @@ SOLVERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SolverHistory:
+    """What a solver carries from step to step. Only UniPC has more than the number of steps done."""
+
+    index: int
+    lower_order_steps: int = 0
+    last_order: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Solver:
@@ -57,6 +69,11 @@ class Solver:
         scaled: Tensor = self._scheduler.scale_model_input(latents, self._now())
         return scaled
 
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Final latents at the level of the next step, as the UNet takes them: with unit variance."""
+        alpha, sigma = self._level()
+        return alpha * clean + sigma * noise
+
     def advance(self, latents: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Takes a step.
 
@@ -72,8 +89,54 @@ class Solver:
         self.index += 1
         return stepped, clean
 
+    def history(self) -> SolverHistory:
+        """All that the steps so far have left behind for those to come."""
+        if not isinstance(self._scheduler, UniPCMultistepScheduler) or self.index == 0:
+            return SolverHistory(self.index)
+        outputs = self._scheduler.model_outputs
+        tensors = {f"model_output.{place}": output for place, output in enumerate(outputs) if output is not None}
+        tensors["last_sample"] = self._scheduler.last_sample
+        return SolverHistory(self.index, self._scheduler.lower_order_nums, self._scheduler.this_order, tensors)
+
+    def resume(self, history: SolverHistory) -> None:
+        """Puts a new solver where another of the same name, schedule and steps was, to the bit.
+
+        Raises:
+            ValueError: the history is not of such a solver.
+        """
+        if not 0 <= history.index <= self.steps:
+            raise ValueError(f"step {history.index} of {self.steps} does not exist")
+        self.index = history.index
+        if history.index == 0 or isinstance(self._scheduler, DDIMScheduler):
+            return
+        self._scheduler._step_index = history.index
+        self._scheduler.is_scale_input_called = True
+        if isinstance(self._scheduler, UniPCMultistepScheduler):
+            self._resume_multistep(history)
+
+    def _resume_multistep(self, history: SolverHistory) -> None:
+        scheduler, order = self._scheduler, self._scheduler.config.solver_order
+        kept = min(history.index, order)
+        names = [f"model_output.{place}" for place in range(order - kept, order)]
+        if not {*names, "last_sample"} <= history.tensors.keys():
+            raise ValueError("what the solver keeps of earlier steps is not there")
+        scheduler.model_outputs = [None] * (order - kept) + [history.tensors[name] for name in names]
+        past = list(scheduler.timesteps[history.index - kept : history.index])
+        scheduler.timestep_list = [None] * (order - kept) + past
+        scheduler.last_sample = history.tensors["last_sample"]
+        scheduler.lower_order_nums = history.lower_order_steps
+        scheduler.this_order = history.last_order
+
     def _now(self) -> Any:
         return self._scheduler.timesteps[self.index]
+
+    def _level(self) -> tuple[float, float]:
+        """Factors of the clean latents and of the noise in the next model input."""
+        if isinstance(self._scheduler, DDIMScheduler):
+            alpha_squared = float(self._scheduler.alphas_cumprod[round(self.timestep)])
+        else:  # Their own table, which rounds zero terminal SNR and fractional times in its own way.
+            alpha_squared = 1 / (1 + float(self._scheduler.sigmas[self.index]) ** 2)
+        return math.sqrt(alpha_squared), math.sqrt(1 - alpha_squared)
 
     def _clean(self, noisy: Tensor, prediction: Tensor) -> Tensor:
         kind = self._scheduler.config.prediction_type

@@ -23,12 +23,13 @@ class CompatibilityKey:
 
 @dataclass(slots=True, eq=False)
 class StoryState:
-    """All that one story carries from step to step. F frames, K characters, T tokens, D text width.
+    """All that one story carries from step to step. F frames, A anchors, K characters, T tokens, D text width.
 
-    ``latents`` and ``predicted`` are [F, C, h, w] float32, as the solver wants them and as the last step expects the
-    end to be. ``text`` is [rows, T, D], the negative prompt's rows first if the story is guided. ``token_mask`` is
-    bool [F, K, T]. ``previous_maps`` is [F, K, h, w], None until the first step. ``error`` says what went wrong with
-    this story alone.
+    A guidance branch has G = F + A rows: the frames, then the anchors. ``latents`` and ``predicted`` are [F, C, h, w]
+    float32, as the solver wants them and as the last step expects the end to be. ``text`` is [rows, T, D], the negative
+    prompt's rows first if the story is guided. ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final
+    latents and ``anchor_noise`` is what they are seen under, [A, C, h, w] float32 both. ``previous_maps`` is
+    [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -38,6 +39,8 @@ class StoryState:
     text: Tensor
     token_mask: Tensor
     predicted: Tensor
+    anchors: Tensor
+    anchor_noise: Tensor
     previous_maps: Tensor | None = None
     error: str | None = None
 
@@ -58,10 +61,10 @@ class StoryState:
 
     @property
     def rows(self) -> int:
-        """Rows of a batch step: frames times guidance branches."""
+        """Rows of a batch step: frames and anchors, times guidance branches."""
         return self.job.rows
 
     @property
     def crosses_frames(self) -> bool:
         """True when frames of this story can see each other."""
-        return self.job.cross_frame and len(self.job.frames) > 1 and self.token_mask.shape[1] > 0
+        return self.job.cross_frame and self.job.group > 1 and self.token_mask.shape[1] > 0

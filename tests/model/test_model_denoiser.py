@@ -15,14 +15,7 @@ from hypothesis import strategies as st
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
-from tests.model.tiny import build_tiny_package, tiny_job
-
-
-def finish(denoiser: Denoiser, job: StoryJob) -> StoryState:
-    state = denoiser.encode(job)
-    while not state.done:
-        denoiser.step([state])
-    return state
+from tests.model.tiny import build_tiny_package, finish, tiny_job
 
 
 def run_batch(denoiser: Denoiser, jobs: list[StoryJob], joins: list[int]) -> list[StoryState]:

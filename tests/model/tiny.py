@@ -10,10 +10,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
+from storyloom_model import AnchorFrame, ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.components import Components, save_package
+from storyloom_model.denoiser import Denoiser
 from storyloom_model.manifest import Manifest
 from storyloom_model.noise import frame_seed
+from storyloom_model.state import StoryState
 
 SIZE = 64
 TOKENS = 77
@@ -71,6 +73,25 @@ def tiny_job(frames: int = 3, seed: int = 1, **settings: Any) -> StoryJob:
         "cross_frame": True,
     }
     return StoryJob(tuple(made), **(fields | settings))  # type: ignore[arg-type]
+
+
+def tiny_anchors(denoiser: Denoiser, count: int, seed: int = 7) -> tuple[AnchorFrame, ...]:
+    """The frames of a finished story, as anchors: Mia alone, both, Bo alone, both."""
+    if count == 0:
+        return ()
+    state = finish(denoiser, tiny_job(count, seed=seed))
+    return tuple(
+        AnchorFrame(frame.prompt, frame.seed, latents)
+        for frame, latents in zip(state.job.frames, denoiser.final_latents(state), strict=True)
+    )
+
+
+def finish(denoiser: Denoiser, job: StoryJob) -> StoryState:
+    """Makes a story on its own."""
+    state = denoiser.encode(job)
+    while not state.done:
+        denoiser.step([state])
+    return state
 
 
 def tiny_manifest() -> Manifest:

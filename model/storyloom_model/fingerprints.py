@@ -1,0 +1,58 @@
+"""Short names of contents: of a model package on disk, and of a job. Loads without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from storyloom_model.jobs import StoryJob
+from storyloom_model.package import COMPONENTS, MANIFEST_FILE, ModelPackage
+from storyloom_model.prompts import ComposedPrompt
+
+_BLOCK_BYTES = 1 << 16
+_BLOCKS = 16
+"""Blocks read of each file, evenly spread: files of up to 1 MiB in full, weights of gigabytes in milliseconds."""
+
+
+def package_fingerprint(package: ModelPackage) -> str:
+    """Names the contents of a package: every file's path and size, and blocks spread over each file.
+
+    Another training run changes every block of its weights; a few bytes changed by hand inside a large file may go
+    unseen.
+    """
+    folder = package.folder
+    files = [folder / MANIFEST_FILE, *(folder / file for file in package.manifest.adapters.values())]
+    for part in COMPONENTS:
+        files += sorted(file for file in (folder / part).rglob("*") if file.is_file())
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(json.dumps([file.relative_to(folder).as_posix(), file.stat().st_size]).encode())
+        _add_blocks(digest, file)
+    return digest.hexdigest()
+
+
+def job_fingerprint(job: StoryJob) -> str:
+    """Names a job: equal for jobs that are made alike, whichever process asks."""
+    anchors = [
+        [_prompt(anchor.prompt), anchor.seed, hashlib.blake2b(anchor.latents).hexdigest()] for anchor in job.anchors
+    ]
+    content = [
+        [[_prompt(frame.prompt), frame.seed] for frame in job.frames],
+        [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
+        [job.adapter, job.cross_frame, anchors],
+    ]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _prompt(prompt: ComposedPrompt) -> list[Any]:
+    return [prompt.text, [[name, list(places)] for name, places in prompt.spans.items()]]
+
+
+def _add_blocks(digest: Any, file: Path) -> None:
+    surplus = max(file.stat().st_size - _BLOCK_BYTES, 0)
+    with file.open("rb") as content:
+        for place in sorted({surplus * block // (_BLOCKS - 1) for block in range(_BLOCKS)}):
+            content.seek(place)
+            digest.update(content.read(_BLOCK_BYTES))
