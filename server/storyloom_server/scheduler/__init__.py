@@ -1,0 +1,40 @@
+"""Which stories are accepted, and what the engine does next: numbers and lists, no tensors, no wire, no clock.
+
+``stories`` says what a story is to it; ``scheduler`` orders the work of one engine, with ``open_story`` (rank),
+``fairness`` (between tenants), ``batching`` (who shares a step), ``cost`` and ``memory`` (learned from measurements, by
+``regression``); ``admission`` decides in the service process, before a story is accepted.
+"""
+
+from storyloom_server.scheduler.admission import Accepted, Admission, Progress, Reason, Refused
+from storyloom_server.scheduler.buckets import bucket
+from storyloom_server.scheduler.cost import CostCoefficients, CostModel
+from storyloom_server.scheduler.memory import MemoryModel
+from storyloom_server.scheduler.scheduler import Counts, Limits, Scheduler
+from storyloom_server.scheduler.stories import FINAL, Load, Priority, Status, StoryShape, StorySpec
+from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
+
+__all__ = [
+    "FINAL",
+    "Accepted",
+    "Admission",
+    "CostCoefficients",
+    "CostModel",
+    "Counts",
+    "Decode",
+    "Encode",
+    "Limits",
+    "Load",
+    "MemoryModel",
+    "Preview",
+    "Priority",
+    "Progress",
+    "Reason",
+    "Refused",
+    "Scheduler",
+    "Status",
+    "Step",
+    "StoryShape",
+    "StorySpec",
+    "Work",
+    "bucket",
+]

@@ -1,0 +1,94 @@
+"""Which batches fit the device's memory: learned from measured peaks and from running out.
+
+The predicted peak of a batch is ``weights + state * A + activation * R + cross * X``: ``A`` the row-megapixels of all
+active stories (their states stay on the device), ``R`` those of the batch, ``X`` its cross-frame term (see ``cost``).
+"""
+
+from __future__ import annotations
+
+import math
+
+from storyloom_server.scheduler.regression import NonNegativeRegression
+from storyloom_server.scheduler.stories import Load
+
+_GIB = 2**30
+_USABLE = 0.92
+"""Share of the device's memory that a predicted peak may take: allocators fragment, and predictions err."""
+
+_BACK_OFF = 0.9
+"""After running out of memory the cap is this share of the load that failed."""
+
+_RECOVERY_BATCHES = 2000
+_RECOVERY = 1.05
+"""After so many batches without a failure the cap rises by this factor: what failed once may have been bad luck."""
+
+
+class MemoryModel:
+    """Learns what fits. One story alone always does as far as this model is concerned: whether it can run is tried.
+
+    Args:
+        total_bytes: memory of the device; None where it is not the limit (on a CPU): then only failures cap the load.
+    """
+
+    def __init__(self, total_bytes: int | None = None) -> None:
+        self._usable = math.inf if total_bytes is None else total_bytes * _USABLE
+        self._peak = NonNegativeRegression((2 * _GIB, 0.02 * _GIB, 1.0 * _GIB, 0.01 * _GIB))
+        self._cap = math.inf
+        self._batches_since_failure = 0
+
+    @property
+    def cap(self) -> float:
+        """Row-megapixels that a batch of several stories may have; infinite until one failed."""
+        return self._cap
+
+    def predict(self, batch: Load, active: Load) -> float | None:
+        """Peak bytes of a step of ``batch`` while ``active`` stories (the batch's among them) hold their states.
+
+        None before any peak was measured.
+        """
+        return self._peak.predict(_features(batch, active)) if self._peak.count else None
+
+    def fits(self, batch: Load, active: Load) -> bool:
+        """True when the step should succeed; a batch of one story always may be tried."""
+        if batch.stories <= 1:
+            return True
+        return batch.row_megapixels <= self._cap and self._predicted_to_fit(batch, active)
+
+    def has_room(self, largest: Load, active: Load) -> bool:
+        """True when so many stories can be active at once with the ``largest`` of them taking a step."""
+        return active.stories <= 1 or self._predicted_to_fit(largest, active)
+
+    def can_ever_fit(self, story: Load) -> bool:
+        """False when a story is predicted not to fit even with the device to itself."""
+        return self._predicted_to_fit(story, story)
+
+    def observe_peak(self, batch: Load, active: Load, peak_bytes: int | None) -> None:
+        """A step of ``batch`` succeeded, with this peak where it was measured."""
+        self._batches_since_failure += 1
+        if self._batches_since_failure >= _RECOVERY_BATCHES:
+            self._cap *= _RECOVERY
+            self._batches_since_failure = 0
+        if peak_bytes is not None:
+            self._peak.observe(_features(batch, active), peak_bytes)
+
+    def out_of_memory(self, batch: Load) -> bool:
+        """A step of ``batch`` ran out of memory: smaller batches from now on.
+
+        Returns:
+            False when it was one story alone, for which no smaller batch exists.
+        """
+        self._batches_since_failure = 0
+        if batch.stories <= 1:
+            return False
+        self._cap = min(self._cap, _BACK_OFF * batch.row_megapixels)
+        return True
+
+    def _predicted_to_fit(self, batch: Load, active: Load) -> bool:
+        if math.isinf(self._usable):
+            return True
+        peak = self.predict(batch, active)
+        return peak is None or peak <= self._usable
+
+
+def _features(batch: Load, active: Load) -> tuple[float, ...]:
+    return (1.0, active.row_megapixels, batch.row_megapixels, batch.cross)

@@ -1,0 +1,87 @@
+"""A story while it is in the scheduler: where it is, what it still costs, and how it ranks among its tenant's."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from storyloom_server.scheduler.cost import CostCoefficients
+from storyloom_server.scheduler.stories import Load, Status, StorySpec
+
+Rank = tuple[int, float, int]
+"""Sorts the stories of a tenant, the most entitled first: class, value within the class, order of submission."""
+
+
+@dataclass(slots=True)
+class OpenStory:
+    """A story in the scheduler.
+
+    ``order`` numbers submissions. ``queued_since`` is the engine's batch count at submission; ``waiting_since`` is the
+    tenant's turn count (its batches) when the story was last in one, or became ready. ``frames_left`` are the indexes still to
+    be decoded. The last fields are prices in seconds, kept while
+    ``priced_with`` holds: one step alone, and the whole story alone.
+    """
+
+    spec: StorySpec
+    order: int
+    queued_since: int
+    waiting_since: int = 0
+    status: Status = Status.QUEUED
+    done_steps: int = 0
+    frames_left: deque[int] = field(default_factory=deque)
+    load: Load = Load()  # noqa: RUF009 - frozen
+    priced_with: CostCoefficients | None = None
+    step_seconds: float = 0.0
+    story_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, spec: StorySpec, order: int, batches: int) -> OpenStory:
+        frames = deque(range(spec.shape.frames))
+        return cls(spec, order, batches, done_steps=spec.done_steps, frames_left=frames, load=spec.shape.load)
+
+    @property
+    def steps_left(self) -> int:
+        return self.spec.shape.steps - self.done_steps
+
+    @property
+    def holds_state(self) -> bool:
+        """True from the start of its encoding on: its tensors are on the device."""
+        return self.status in (Status.ENCODING, Status.DENOISING, Status.DECODING)
+
+    @property
+    def impatience(self) -> float:
+        """Weight of a second's delay: more for a more urgent story, less for one that takes long anyway."""
+        return self.spec.priority / self.story_seconds
+
+    def price(self, coefficients: CostCoefficients) -> None:
+        """Brings the prices up to date."""
+        if self.priced_with is coefficients:
+            return
+        shape = self.spec.shape
+        self.priced_with = coefficients
+        self.step_seconds = max(coefficients.step_seconds(self.load), 1e-9)
+        self.encode_seconds = coefficients.encode_seconds(shape)
+        self.decode_seconds = coefficients.decode_seconds(shape, shape.frames)
+        self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """What it still takes when it has the device to itself; it has not begun to be decoded."""
+        seconds = self.steps_left * self.step_seconds + self.decode_seconds
+        return seconds + self.encode_seconds if self.status is Status.QUEUED else seconds
+
+    def rank(self, *, now: float, overdue: bool) -> Rank:
+        """First who waited too long, then whose deadline is near but can be met, then who needs least for its priority.
+
+        A deadline is near when the story needs over half of the device's time to meet it. One that cannot be met any
+        more gives no right to go first; the story goes on, in case the estimate is wrong, until the deadline has passed.
+        """
+        if overdue:
+            return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order)
+        left = self.seconds_left
+        deadline = self.spec.deadline
+        if deadline is not None and left <= deadline - now < 2 * left:
+            return (1, deadline, self.order)
+        return (2, left / self.spec.priority, self.order)

@@ -1,0 +1,420 @@
+"""What the engine does next: which story is encoded, which take a step together, which frames are decoded.
+
+Four stages with a queue each: encode, step, preview, decode. Between two steps each of the others gets a bounded share:
+one piece of work, more when a backlog has formed, so that no stage starves another and no backlog grows for ever.
+
+The rules of a step:
+
+* The **tenant** furthest behind its share of the device opens the batch (see ``fairness``); its stories rank by who
+  waited too long, whose deadline is near, who needs least time for its priority (see ``OpenStory.rank``).
+* **Riders** share the opener's key and fit the row limit and the memory; they are charged for what they use. Who would
+  delay the others more than sharing saves is left out (see ``batching``).
+* A waiting story is **encoded** when it would be in the next batch if it were ready. So a short story overtakes long
+  ones at the next step, and no more stories hold memory than take steps or were overtaken.
+* Nobody **starves**: a story left out of ``patience`` of its tenant's batches goes before all others of its tenant, the
+  longest left out first, and they do not use up the tenant's share as riders of others before it; a story that waited
+  ``queue_patience`` batches is let in, one a tenant at a time.
+
+Work is never held back: ``next_work`` returns None only when there is none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from storyloom_server.scheduler.batching import fill, worthwhile
+from storyloom_server.scheduler.buckets import bucket
+from storyloom_server.scheduler.cost import CostModel
+from storyloom_server.scheduler.fairness import FairShare
+from storyloom_server.scheduler.memory import MemoryModel
+from storyloom_server.scheduler.open_story import OpenStory
+from storyloom_server.scheduler.stories import FINAL, Load, Status, StorySpec
+from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
+
+_BACKLOG_PER_PIECE = 4
+"""Pieces of work that wait in a stage for each that is done between two steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the scheduler.
+
+    Args:
+        max_rows: rows of a batch step; a story larger than that takes its steps alone.
+        max_active_stories: stories whose states are on the device.
+        max_active_rows: their rows; a larger story is active alone.
+        patience: batches with stories of a tenant after which its story left out of all of them goes first.
+        queue_patience: batches before a waiting story is let in whatever its rank.
+        debt_seconds: see ``FairShare``.
+
+    Raises:
+        ValueError: a limit is below 1, or the active rows are fewer than those of a step.
+    """
+
+    max_rows: int
+    max_active_stories: int = 64
+    max_active_rows: int = 256
+    patience: int = 32
+    queue_patience: int = 512
+    debt_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_active_stories", "patience", "queue_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more")
+        if self.max_active_rows < self.max_rows:
+            raise ValueError(f"max_active_rows is {self.max_active_rows}; set it to max_rows ({self.max_rows}) or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The scheduler at one moment, for metrics. ``rows`` and ``bucket`` are those of the last batch step."""
+
+    waiting: int
+    active: int
+    active_rows: int
+    frames_to_decode: int
+    rows: int
+    bucket: int
+
+
+@dataclass(slots=True)
+class _Round:
+    """What may still be done of each stage before the next step."""
+
+    encodes: int = 1
+    previews: int = 1
+    decodes: int = 1
+
+
+class Scheduler:
+    """Orders the work of one engine, which does one piece at a time and reports it before it asks for the next.
+
+    Args:
+        clock: seconds; deadlines are in its time.
+    """
+
+    def __init__(self, limits: Limits, cost: CostModel, memory: MemoryModel, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._cost = cost
+        self._memory = memory
+        self._clock = clock
+        self._fair = FairShare(limits.debt_seconds)
+        self._stories: dict[str, OpenStory] = {}
+        self._previews: deque[str] = deque()
+        self._decoding: deque[str] = deque()
+        self._open: dict[str, int] = {}  # By tenant: stories that wait for steps.
+        self._turns: dict[str, int] = {}  # By tenant: batches with a story of it.
+        self._aged: dict[str, str] = {}  # By tenant: its story that goes first because it waited long to be let in.
+        self._submitted = 0
+        self._batches = 0
+        self._last_rows = 0
+        self._round = _Round()
+
+    def submit(self, spec: StorySpec) -> None:
+        """Takes a story in.
+
+        Raises:
+            ValueError: the id is already known.
+        """
+        if spec.story_id in self._stories:
+            raise ValueError(f"story {spec.story_id} was submitted twice; give every story its own id")
+        self._join(spec)
+        self._stories[spec.story_id] = OpenStory.of(spec, self._submitted, self._batches)
+        self._submitted += 1
+
+    def remove(self, story_id: str, status: Status) -> bool:
+        """Takes a story out for good. False when it is not there (already gone).
+
+        Raises:
+            ValueError: ``status`` is not a final one.
+        """
+        if status not in FINAL:
+            raise ValueError(f"a story leaves as finished, failed or cancelled, not as {status.value}")
+        story = self._stories.pop(story_id, None)
+        if story is None:
+            return False
+        if story.status is Status.DECODING:
+            self._decoding.remove(story_id)
+        else:
+            self._leave(story)
+        if story_id in self._previews:
+            self._previews.remove(story_id)
+        story.status = status
+        return True
+
+    def next_work(self) -> Work | None:
+        """The next thing to do; None when there is nothing until a story is submitted."""
+        may = self._round
+        if may.decodes and (decode := self._next_decode()) is not None:
+            may.decodes -= 1
+            return decode
+        if may.previews and self._previews:
+            may.previews -= 1
+            return Preview(self._previews[0])
+        choice = self._choose(self._ready() + self._admissible()) if may.encodes else None
+        choice = choice or self._choose(self._ready()) or self._choose(self._admissible())
+        if isinstance(choice, Encode):
+            may.encodes = max(may.encodes - 1, 0)
+            self._stories[choice.story_id].status = Status.ENCODING
+        return choice or self._next_preview() or self._next_decode()
+
+    def encoded(self, story_id: str, seconds: float | None = None) -> None:
+        """The story was encoded and can take steps, or be decoded where it had taken them all before."""
+        story = self._expect(story_id, Status.ENCODING)
+        if seconds is not None:
+            self._cost.observe_encode(story.spec.shape, seconds)
+            self._fair.charge(story.spec.tenant, seconds)
+        story.status = Status.DENOISING
+        story.waiting_since = self._turns[story.spec.tenant]
+        if story.steps_left == 0:
+            self._denoised(story)
+
+    def stepped(self, story_ids: Sequence[str], seconds: float, peak_bytes: int | None = None) -> None:
+        """These stories took a step together, in the order in which they were handed out.
+
+        Ids that are gone (failed or cancelled meanwhile) are skipped.
+        """
+        batch = [self._stories[story_id] for story_id in story_ids if story_id in self._stories]
+        load = _total(batch)
+        if len(batch) == len(story_ids):  # Otherwise the measurement belongs to a load that is not known any more.
+            self._cost.observe_step(load, seconds)
+            self._memory.observe_peak(load, _total(s for s in self._stories.values() if s.holds_state), peak_bytes)
+        self._charge(batch, seconds)
+        self._count_batch(batch, load)
+        for story in batch:
+            story.done_steps += 1
+            interval = story.spec.preview_interval
+            if story.steps_left == 0:
+                self._denoised(story)
+            elif interval and story.done_steps % interval == 0 and story.spec.story_id not in self._previews:
+                self._previews.append(story.spec.story_id)
+        self._mark_aged()
+        self._begin_round()
+
+    def out_of_memory(self, story_ids: Sequence[str]) -> bool:
+        """The step of these stories ran out of memory and changed nothing.
+
+        Returns:
+            True when they will be tried again in smaller batches; False when it was one alone, which cannot run.
+        """
+        return self._memory.out_of_memory(_total(self._stories[s] for s in story_ids if s in self._stories))
+
+    def previewed(self, story_id: str, seconds: float | None = None) -> None:
+        """The preview was decoded."""
+        if story_id in self._previews:
+            self._previews.remove(story_id)
+        if seconds is not None and story_id in self._stories:
+            self._fair.charge(self._stories[story_id].spec.tenant, seconds)
+
+    def decoded(self, story_id: str, frames: Sequence[int], seconds: float | None = None) -> bool:
+        """These frames were decoded. True when they were the story's last, which also finishes and removes it."""
+        story = self._expect(story_id, Status.DECODING)
+        for frame in frames:
+            story.frames_left.remove(frame)
+        if seconds is not None:
+            self._cost.observe_decode(story.spec.shape, len(frames), seconds)
+            self._fair.charge(story.spec.tenant, seconds)
+        if story.frames_left:
+            return False
+        return self.remove(story_id, Status.FINISHED)
+
+    def expired(self) -> list[str]:
+        """Ids of the stories whose deadline has passed."""
+        now = self._clock()
+        return [
+            s.spec.story_id for s in self._stories.values() if s.spec.deadline is not None and s.spec.deadline < now
+        ]
+
+    def wait_seconds(self) -> float | None:
+        """Seconds until ``next_work`` may give something that it holds back now; None: it holds nothing back."""
+        return None
+
+    def queue_positions(self) -> dict[str, int]:
+        """Number of stories in front of each waiting story, as things are now: later ones may overtake it."""
+        ranked = self._ranked([s for s in self._stories.values() if s.status is Status.QUEUED])
+        lines = [deque(ranked[tenant]) for tenant in self._fair.order(ranked)]
+        order: list[OpenStory] = []
+        while lines:
+            order += [line.popleft() for line in lines]
+            lines = [line for line in lines if line]
+        return {story.spec.story_id: position for position, story in enumerate(order)}
+
+    def status(self, story_id: str) -> Status | None:
+        """The story's status, or None when it is not (or no longer) here."""
+        story = self._stories.get(story_id)
+        return None if story is None else story.status
+
+    @property
+    def idle(self) -> bool:
+        """True when no story is here at all."""
+        return not self._stories
+
+    @property
+    def counts(self) -> Counts:
+        """Sizes of the queues and of the last batch."""
+        active = [story for story in self._stories.values() if story.holds_state]
+        return Counts(
+            waiting=len(self._stories) - len(active),
+            active=len(active),
+            active_rows=sum(story.load.rows for story in active),
+            frames_to_decode=sum(len(self._stories[story_id].frames_left) for story_id in self._decoding),
+            rows=self._last_rows,
+            bucket=bucket(self._last_rows) if self._last_rows else 0,
+        )
+
+    def _choose(self, candidates: list[OpenStory]) -> Encode | Step | None:
+        """The batch that these stories should take next, or the encoding that it first needs."""
+        if not candidates:
+            return None
+        ranked = self._ranked(candidates)
+        opener = ranked[self._fair.order(ranked)[0]][0]
+        coefficients = self._cost.coefficients
+        active = _total(story for story in self._stories.values() if story.holds_state)
+
+        def fits(load: Load) -> bool:
+            return load.rows <= self._limits.max_rows and self._memory.fits(load, active)
+
+        batch = fill(opener, ranked, self._fair, coefficients, fits, self._overdue)
+        if coefficients.calibrated:
+            waiting = (s for s in self._stories.values() if s.status in (Status.QUEUED, Status.DENOISING))
+            impatience = 0.0
+            for story in waiting:
+                story.price(coefficients)
+                impatience += story.impatience
+            batch = batch[: worthwhile(batch, impatience, coefficients)]
+        for story in batch:
+            if story.status is Status.QUEUED:
+                return Encode(story.spec.story_id)
+        self._fair.serve(opener.spec.tenant)
+        return Step(tuple(story.spec.story_id for story in batch))
+
+    def _ranked(self, candidates: Iterable[OpenStory]) -> dict[str, list[OpenStory]]:
+        """The candidates by tenant, in order of rank."""
+        now, coefficients = self._clock(), self._cost.coefficients
+        ranks: dict[str, list[tuple[tuple[int, float, int], OpenStory]]] = {}
+        for story in candidates:
+            story.price(coefficients)
+            rank = story.rank(now=now, overdue=self._overdue(story))
+            ranks.setdefault(story.spec.tenant, []).append((rank, story))
+        return {
+            tenant: [story for _, story in sorted(pairs, key=lambda pair: pair[0])] for tenant, pairs in ranks.items()
+        }
+
+    def _overdue(self, story: OpenStory) -> bool:
+        if story.status is Status.QUEUED:
+            return self._aged.get(story.spec.tenant) == story.spec.story_id
+        return self._turns[story.spec.tenant] - story.waiting_since >= self._limits.patience
+
+    def _mark_aged(self) -> None:
+        """Marks, for each tenant, its oldest waiting story once it has waited too long.
+
+        One a tenant at a time, until it is through its steps: they must not fill the room that short stories need.
+        """
+        oldest: dict[str, OpenStory] = {}
+        for story in self._stories.values():
+            if story.status is Status.QUEUED:
+                oldest.setdefault(story.spec.tenant, story)
+        for tenant, story in oldest.items():
+            if tenant not in self._aged and self._batches - story.queued_since >= self._limits.queue_patience:
+                self._aged[tenant] = story.spec.story_id
+
+    def _ready(self) -> list[OpenStory]:
+        return [story for story in self._stories.values() if story.status is Status.DENOISING]
+
+    def _admissible(self) -> list[OpenStory]:
+        """Waiting stories for which there is room. One that waited too long and finds none keeps the others out."""
+        active = [story for story in self._stories.values() if story.holds_state]
+        total = _total(active)
+        largest = max((story.load for story in active), key=lambda load: load.row_megapixels, default=Load())
+        found = []
+        for story in self._stories.values():
+            if story.status is Status.QUEUED:
+                if self._has_room(story, total, largest):
+                    found.append(story)
+                elif self._overdue(story):
+                    return []
+        return found
+
+    def _has_room(self, story: OpenStory, active: Load, largest: Load) -> bool:
+        total = active + story.load
+        largest = max(largest, story.load, key=lambda load: load.row_megapixels)
+        return active.stories == 0 or (
+            total.stories <= self._limits.max_active_stories
+            and total.rows <= self._limits.max_active_rows
+            and self._memory.has_room(largest, total)
+        )
+
+    def _next_decode(self) -> Decode | None:
+        """The first frame left of the story whose turn it is; stories take turns, so that short ones come out soon."""
+        if not self._decoding:
+            return None
+        story = self._stories[self._decoding[0]]
+        self._decoding.rotate(-1)
+        return Decode(story.spec.story_id, (story.frames_left[0],))
+
+    def _next_preview(self) -> Preview | None:
+        return Preview(self._previews[0]) if self._previews else None
+
+    def _denoised(self, story: OpenStory) -> None:
+        story.status = Status.DECODING
+        self._leave(story)
+        self._decoding.append(story.spec.story_id)
+        if story.spec.story_id in self._previews:  # The pictures themselves come now.
+            self._previews.remove(story.spec.story_id)
+
+    def _charge(self, batch: Sequence[OpenStory], seconds: float) -> None:
+        """Divides the cost of a step among the tenants, in proportion to what their stories made it longer."""
+        shares = [self._cost.coefficients.marginal_seconds(story.load) for story in batch]
+        if not sum(shares):
+            shares = [story.load.row_megapixels for story in batch]
+        for story, share in zip(batch, shares, strict=True):
+            self._fair.charge(story.spec.tenant, seconds * share / sum(shares))
+
+    def _count_batch(self, batch: Sequence[OpenStory], load: Load) -> None:
+        """A batch is a turn of each tenant that has a story in it."""
+        self._batches += 1
+        self._last_rows = load.rows
+        for tenant in {story.spec.tenant for story in batch}:
+            self._turns[tenant] += 1
+        for story in batch:
+            story.waiting_since = self._turns[story.spec.tenant]
+
+    def _begin_round(self) -> None:
+        waiting = sum(story.status is Status.QUEUED for story in self._stories.values())
+        frames = sum(len(self._stories[story_id].frames_left) for story_id in self._decoding)
+        self._round = _Round(encodes=_quota(waiting), previews=_quota(len(self._previews)), decodes=_quota(frames))
+
+    def _join(self, spec: StorySpec) -> None:
+        """A tenant takes part in the sharing while it has stories that wait for steps."""
+        if not self._open.get(spec.tenant):
+            self._turns[spec.tenant] = 0
+        self._fair.join(spec.tenant, spec.weight)
+        self._open[spec.tenant] = self._open.get(spec.tenant, 0) + 1
+
+    def _leave(self, story: OpenStory) -> None:
+        """The story waits for no more steps."""
+        tenant = story.spec.tenant
+        if self._aged.get(tenant) == story.spec.story_id:
+            del self._aged[tenant]
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant], self._turns[tenant]
+            self._fair.leave(tenant)
+
+    def _expect(self, story_id: str, status: Status) -> OpenStory:
+        story = self._stories[story_id]
+        if story.status is not status:
+            raise ValueError(f"story {story_id} is {story.status.value}, not {status.value}")
+        return story
+
+
+def _quota(waiting: int) -> int:
+    """Pieces of a stage's work between two steps."""
+    return max(1, -(-waiting // _BACKLOG_PER_PIECE))
+
+
+def _total(stories: Iterable[OpenStory]) -> Load:
+    return sum((story.load for story in stories), Load())

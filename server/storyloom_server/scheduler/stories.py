@@ -1,0 +1,135 @@
+"""What the scheduler knows of a story: its shape, its owner, where it is in its life."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+MEGAPIXEL = 2**20
+"""Pixels of a 1024 x 1024 picture: the unit of all loads, so that coefficients are of a readable size."""
+
+
+class Status(enum.Enum):
+    """Where a story is in its life. The last three are final."""
+
+    QUEUED = "queued"
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL = frozenset({Status.FINISHED, Status.FAILED, Status.CANCELLED})
+
+
+class Priority(enum.IntEnum):
+    """How urgent a story is among those of its tenant; the value is its weight."""
+
+    LOW = 1
+    NORMAL = 4
+    HIGH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What some stories ask of one batch step: numbers that add up.
+
+    ``cross`` counts pairs of frames of a story that attend to each other (own ones included, per guidance branch) times
+    the square of their megapixels.
+    """
+
+    stories: int = 0
+    rows: int = 0
+    row_megapixels: float = 0.0
+    cross: float = 0.0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.stories + other.stories,
+            self.rows + other.rows,
+            self.row_megapixels + other.row_megapixels,
+            self.cross + other.cross,
+        )
+
+    def __sub__(self, other: Load) -> Load:
+        return Load(
+            self.stories - other.stories,
+            self.rows - other.rows,
+            self.row_megapixels - other.row_megapixels,
+            self.cross - other.cross,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoryShape:
+    """What decides a story's cost.
+
+    ``frames`` become pictures. ``anchors`` are frames that only lend their keys: they are rows like any other and never
+    decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    frames: int
+    branches: int
+    pixels: int
+    steps: int
+    anchors: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.pixels, self.steps) < 1 or self.anchors < 0 or self.branches not in (1, 2):
+            raise ValueError(f"{self} is no story; frames, pixels and steps must be 1 or more, branches 1 or 2")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch step that the story takes; never split."""
+        return (self.frames + self.anchors) * self.branches
+
+    @property
+    def load(self) -> Load:
+        """What the story adds to a batch step."""
+        megapixels = self.pixels / MEGAPIXEL
+        pairs = self.branches * (self.frames + self.anchors) ** 2
+        return Load(1, self.rows, self.rows * megapixels, pairs * megapixels**2)
+
+
+@dataclass(frozen=True, slots=True)
+class StorySpec:
+    """A story as it is submitted.
+
+    Args:
+        key: what stories must share to take a step together (model, size, adapter).
+        weight: the tenant's share of the device against other tenants', above 0.
+        deadline: seconds of the scheduler's clock by which it must be finished, or None.
+        done_steps: steps taken before, when it goes on from a checkpoint.
+        alone: it is suspected of killing the engine and takes its steps with nobody else.
+        preview_interval: steps from one preview to the next; 0 for none.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    story_id: str
+    tenant: str
+    key: Hashable
+    shape: StoryShape
+    weight: float = 1.0
+    priority: Priority = Priority.NORMAL
+    deadline: float | None = None
+    done_steps: int = 0
+    alone: bool = False
+    preview_interval: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"story {self.story_id} has a tenant of weight {self.weight}; set it above 0")
+        if not 0 <= self.done_steps <= self.shape.steps:
+            raise ValueError(
+                f"story {self.story_id} has done {self.done_steps} of {self.shape.steps} steps; start it anew"
+            )
+        if self.preview_interval < 0:
+            raise ValueError(f"story {self.story_id} has preview interval {self.preview_interval}; 0 means no previews")
