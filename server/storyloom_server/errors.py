@@ -1,7 +1,10 @@
 """The errors that clients see: a gRPC status whose details follow AIP-193.
 
 Each carries one ``google.rpc.Status`` in ``grpc-status-details-bin`` with an ``ErrorInfo`` (a stable reason in the
-domain storyloom.dev) and, where it applies, every field violation (``BadRequest``) or the time to wait (``RetryInfo``).
+domain storyloom.dev) and, where it applies, every field violation (``BadRequest``), the time to wait (``RetryInfo``),
+the thing that is missing (``ResourceInfo``), the limit that is reached (``QuotaFailure``) or the state that has to
+change first (``PreconditionFailure``). Every value in a message is in the ``ErrorInfo``'s metadata too. An error without
+``RetryInfo`` will not go away by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,13 @@ from storyloom_server.violations import Violation
 
 DOMAIN = "storyloom.dev"
 DETAILS_KEY = "grpc-status-details-bin"
+# Violations that the message itself lists; the details have all of them.
+_LISTED = 3
+_MAX_QUOTE = 64
+# HTTP/2 peers take 8 KiB of trailers, and a status is in there twice: as message and, in base64, as details. The number
+# of all violations is in the ErrorInfo's metadata.
+_MAX_MESSAGE = 1000
+_MAX_VIOLATIONS_BYTES = 3000
 
 
 @dataclass(eq=False)
@@ -24,7 +34,8 @@ class StoryError(Exception):
     """Ends a call with a status.
 
     ``reason`` is the stable UPPER_SNAKE name for programs, ``message`` the sentence for people, ``retry_seconds`` the
-    time after which the same call may succeed (None: it will not, unchanged).
+    time after which the same call may succeed (None: it will not, unchanged). ``details`` are further
+    ``google.rpc`` details, each type at most once; ``trailers`` is further metadata that ends the call.
     """
 
     code: grpc.StatusCode
@@ -33,6 +44,8 @@ class StoryError(Exception):
     metadata: Mapping[str, str] = field(default_factory=dict)
     violations: Sequence[Violation] = ()
     retry_seconds: float | None = None
+    details: Sequence[Message] = ()
+    trailers: Sequence[tuple[str, str]] = ()
 
     def status(self) -> status_pb2.Status:
         """The ``google.rpc.Status`` with all its details."""
@@ -40,20 +53,14 @@ class StoryError(Exception):
             error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
         ]
         if self.violations:
-            details.append(
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=violation.path, description=violation.message)
-                        for violation in self.violations
-                    ]
-                )
-            )
+            details.append(error_details_pb2.BadRequest(field_violations=_that_fit(self.violations)))
         if self.retry_seconds is not None:
             delay = duration_pb2.Duration()
             delay.FromNanoseconds(int(self.retry_seconds * 1e9))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.extend(self.details)
         return status_pb2.Status(
-            code=self.code.value[0], message=self.message, details=[_pack(detail) for detail in details]
+            code=self.code.value[0], message=_short(self.message, _MAX_MESSAGE), details=[_pack(detail) for detail in details]
         )
 
 
@@ -65,31 +72,141 @@ def _pack(message: Message) -> any_pb2.Any:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: StoryError) -> NoReturn:
     """Ends the call with ``error``. Before the first event this sends trailers only, so that clients may retry."""
-    metadata = ((DETAILS_KEY, error.status().SerializeToString()),)
-    await context.abort(error.code, error.message, trailing_metadata=metadata)
+    metadata = ((DETAILS_KEY, error.status().SerializeToString()), *error.trailers)
+    await context.abort(error.code, _short(error.message, _MAX_MESSAGE), trailing_metadata=metadata)
 
 
 def invalid_story(violations: Sequence[Violation]) -> StoryError:
     """The request has bad fields; all of them are listed."""
-    listed = "; ".join(f"{violation.path}: {violation.message}" for violation in violations[:3])
-    more = f"; and {len(violations) - 3} more" if len(violations) > 3 else ""
+    return _bad_fields("INVALID_STORY", violations)
+
+
+def not_found(kind: str, name: str, hint: str) -> StoryError:
+    """There is no such model, adapter, character or story.
+
+    Args:
+        kind: lower-case word for what was asked for, such as ``story``.
+        name: as the client wrote it.
+        hint: what to do, such as "list the characters for those that are there".
+    """
+    message = f"there is no {kind} {_quoted(name)}; {hint}"
     return StoryError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "INVALID_STORY",
-        f"{listed}{more}",
-        metadata={"violations": str(len(violations))},
-        violations=violations,
+        grpc.StatusCode.NOT_FOUND,
+        f"{kind.upper()}_NOT_FOUND",
+        message,
+        metadata={kind: _quoted(name)},
+        details=[
+            error_details_pb2.ResourceInfo(
+                resource_type=f"{DOMAIN}/{kind.capitalize()}", resource_name=_quoted(name), description=message
+            )
+        ],
+    )
+
+
+def request_id_reused(request_id: str) -> StoryError:
+    """The id came before, with another request. (With the same request, the earlier answer is given again.)"""
+    return StoryError(
+        grpc.StatusCode.ALREADY_EXISTS,
+        "REQUEST_ID_REUSED",
+        f"request_id {_quoted(request_id)} belongs to an earlier, different request; give each request its own",
+        metadata={"requestId": _quoted(request_id)},
+    )
+
+
+def failed_precondition(reason: str, subject: str, message: str) -> StoryError:
+    """Something has to change first, and not in the request: a model has to be loaded, a story has to finish.
+
+    Args:
+        reason: the stable name.
+        subject: what is in the wrong state, such as ``models/storyloom-mini``.
+        message: what is wrong, and what to do.
+    """
+    return StoryError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        reason,
+        message,
+        metadata={"subject": subject},
+        details=[
+            error_details_pb2.PreconditionFailure(
+                violations=[
+                    error_details_pb2.PreconditionFailure.Violation(type=reason, subject=subject, description=message)
+                ]
+            )
+        ],
+    )
+
+
+def unauthenticated(reason: str, message: str) -> StoryError:
+    """The call brings no token, or none that is known. The trailer names the scheme, as HTTP's header of that name."""
+    return StoryError(
+        grpc.StatusCode.UNAUTHENTICATED,
+        reason,
+        message,
+        trailers=(("www-authenticate", 'Bearer realm="storyloom"'),),
+    )
+
+
+def permission_denied(reason: str, tenant: str, message: str) -> StoryError:
+    """The token is good, but not for this."""
+    return StoryError(grpc.StatusCode.PERMISSION_DENIED, reason, message, metadata={"tenant": tenant})
+
+
+def quota_exceeded(
+    reason: str, tenant: str, message: str, *, limit: float, retry_seconds: float | None = None
+) -> StoryError:
+    """A tenant reached a limit of its own. With ``retry_seconds`` None, waiting alone does not help."""
+    return _exhausted(
+        reason, f"tenants/{tenant}", message, {"tenant": tenant, "limit": f"{limit:g}"}, retry_seconds=retry_seconds
     )
 
 
 def queue_full(waiting: int, retry_seconds: float) -> StoryError:
     """As many stories wait as may wait."""
-    return StoryError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    return _exhausted(
         "QUEUE_FULL",
+        "queue",
         f"{waiting} stories are waiting already; try again in {retry_seconds:g} s or on another server",
-        metadata={"waiting": str(waiting), "retrySeconds": f"{retry_seconds:g}"},
+        {"waiting": str(waiting)},
         retry_seconds=retry_seconds,
+    )
+
+
+def deadline_unmeetable(estimate_seconds: float, left_seconds: float) -> StoryError:
+    """The story would not be done in time, so it is not begun."""
+    return StoryError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_UNMEETABLE",
+        f"the story would take about {estimate_seconds:.1f} s and the call ends in {left_seconds:.1f} s; give it more "
+        "time, or ask for fewer frames or steps",
+        metadata={
+            "estimateMs": str(round(estimate_seconds * 1000)),
+            "leftMs": str(round(left_seconds * 1000)),
+        },
+    )
+
+
+def out_of_memory(message: str) -> StoryError:
+    """This story alone does not fit into the device's memory; it never will, as it is."""
+    return StoryError(grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", message)
+
+
+def aborted(reason: str, message: str) -> StoryError:
+    """The story was broken off through no fault of its own; the whole of it may be sent again."""
+    return StoryError(grpc.StatusCode.ABORTED, reason, message, retry_seconds=1.0)
+
+
+def safety_blocked(violations: Sequence[Violation]) -> StoryError:
+    """The server's safety rules refuse the story's texts or references; each refused field is listed, not quoted."""
+    return _bad_fields("SAFETY_BLOCKED", violations)
+
+
+def safety_check_failed(check: str) -> StoryError:
+    """A safety check broke down, and what it cannot check is not made."""
+    return StoryError(
+        grpc.StatusCode.INTERNAL,
+        "SAFETY_CHECK_FAILED",
+        f"the safety check {check} failed, and without it nothing is made here; the server's log tells why",
+        metadata={"check": check},
     )
 
 
@@ -117,3 +234,53 @@ def story_failed(reason: str, message: str) -> StoryError:
 
 def _unavailable(reason: str, message: str, *, retry_seconds: float) -> StoryError:
     return StoryError(grpc.StatusCode.UNAVAILABLE, reason, message, retry_seconds=retry_seconds)
+
+
+def _exhausted(
+    reason: str, subject: str, message: str, metadata: Mapping[str, str], *, retry_seconds: float | None
+) -> StoryError:
+    wait = {} if retry_seconds is None else {"retrySeconds": f"{retry_seconds:g}"}
+    failure = error_details_pb2.QuotaFailure(
+        violations=[error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)]
+    )
+    return StoryError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason,
+        message,
+        metadata={**metadata, **wait},
+        retry_seconds=retry_seconds,
+        details=[failure],
+    )
+
+
+def _bad_fields(reason: str, violations: Sequence[Violation]) -> StoryError:
+    listed = "; ".join(f"{violation.path}: {violation.message}" for violation in violations[:_LISTED])
+    more = f"; and {len(violations) - _LISTED} more" if len(violations) > _LISTED else ""
+    return StoryError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason,
+        f"{listed}{more}",
+        metadata={"violations": str(len(violations))},
+        violations=violations,
+    )
+
+
+def _that_fit(violations: Sequence[Violation]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    """As many of the violations, from the first on, as a status can carry."""
+    fitting, size = [], 0
+    for violation in violations:
+        packed = error_details_pb2.BadRequest.FieldViolation(field=violation.path, description=violation.message)
+        size += packed.ByteSize()
+        if size > _MAX_VIOLATIONS_BYTES:
+            break
+        fitting.append(packed)
+    return fitting
+
+
+def _quoted(name: str) -> str:
+    """A client's name for something, short enough for a message."""
+    return _short(name, _MAX_QUOTE)
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

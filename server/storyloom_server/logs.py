@@ -1,7 +1,7 @@
 """Structured log lines on standard error, as text or as one JSON object a line.
 
-Fields travel with the record: ``log.info("story accepted", extra=fields(story_id=story_id))``. Prompts and images are
-never logged.
+Fields travel with the record: ``log.info("story accepted", extra=fields(story_id=story_id))``. Images are never logged.
+What clients wrote is logged as ``Prompts``, if at all: its text stays hidden unless ``--log-prompts`` shows it.
 """
 
 import json
@@ -13,26 +13,51 @@ from typing import Any
 _FIELDS = "storyloom_fields"
 
 
+class Prompts(tuple[str, ...]):
+    """What a client wrote. As a log field it tells how many texts there are, and shows them only if the log may."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} hidden>"
+
+    __str__ = __repr__
+
+
 def fields(**values: Any) -> dict[str, Any]:
     """Makes the ``extra`` argument of a logging call from named values."""
     return {_FIELDS: values}
 
 
-class _TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, *, show_prompts: bool) -> None:
+        super().__init__()
+        self._show_prompts = show_prompts
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        return {name: self._shown(value) for name, value in getattr(record, _FIELDS, {}).items()}
+
+    def _shown(self, value: Any) -> Any:
+        if isinstance(value, Prompts):
+            return list(value) if self._show_prompts else str(value)
+        return value
+
+
+class _TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        extra = "".join(f" {name}={value}" for name, value in getattr(record, _FIELDS, {}).items())
+        extra = "".join(f" {name}={value}" for name, value in self._fields(record).items())
         line = f"{_timestamp(record)} {record.levelname.lower():<7} {record.name}: {record.getMessage()}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
+            **self._fields(record),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
@@ -43,13 +68,15 @@ def _timestamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def set_up(level: str, style: str) -> None:
+def set_up(level: str, style: str, *, prompts: bool = False) -> None:
     """Sends every log record of this process to standard error.
 
     Args:
         level: debug, info, warning or error.
         style: ``text`` or ``json``.
+        prompts: whether what clients wrote may be in there.
     """
+    kind = _JsonFormatter if style == "json" else _TextFormatter
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+    handler.setFormatter(kind(show_prompts=prompts))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -4,11 +4,9 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
-
 from storyloom_server import logs
 from storyloom_server.catalog import CatalogError, ModelCatalog
+from storyloom_server.option_layers import OptionsError, read_options
 from storyloom_server.options import ServerOptions
 from storyloom_server.server import AddressError, StoryServer
 
@@ -21,12 +19,11 @@ def serve(options: ServerOptions) -> int:
     Returns:
         The exit code: 0 after SIGTERM or SIGINT, 1 when the engine died, 2 when it cannot be set up.
     """
-    logs.set_up(options.log_level, options.log_format)
+    logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     try:
         return asyncio.run(_run(options))
     except (CatalogError, AddressError) as error:
-        print(f"storyloom: {error}", file=sys.stderr)
-        return _BAD_SETUP
+        return _complain(str(error))
 
 
 async def _run(options: ServerOptions) -> int:
@@ -34,15 +31,20 @@ async def _run(options: ServerOptions) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the options from the command line and the environment, and serves."""
+    """Reads the options from the command line, the environment and the file, and serves."""
     try:
-        options = CliApp.run(ServerOptions, cli_args=list(sys.argv[1:] if arguments is None else arguments))
-    except ValidationError as error:
-        for detail in error.errors():
-            option = str(detail["loc"][0]).replace("_", "-") if detail["loc"] else "options"
-            print(f"storyloom: --{option}: {detail['msg']}", file=sys.stderr)
-        return _BAD_SETUP
-    except SettingsError as error:
-        print(f"storyloom: {error}", file=sys.stderr)
-        return _BAD_SETUP
-    return serve(options)
+        read = read_options(sys.argv[1:] if arguments is None else arguments)
+    except OptionsError as error:
+        return _complain(*error.problems)
+    if read.show:
+        print(read.printed())
+        return 0
+    for warning in read.warnings:
+        print(f"storyloom: warning: {warning}", file=sys.stderr)
+    return serve(read.options)
+
+
+def _complain(*problems: str) -> int:
+    for problem in problems:
+        print(f"storyloom: {problem}", file=sys.stderr)
+    return _BAD_SETUP

@@ -1,52 +1,209 @@
-"""Every setting of the server, in one typed place. Command line over environment (STORYLOOM_*) over default."""
+"""Every setting of the server, in one typed place, in the groups in which ``--help`` shows them.
+
+``option_layers`` reads them: command line over environment (STORYLOOM_*) over file over default.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_BACKEND = "storyloom_model.denoiser:Denoiser"
 
 
-class ServerOptions(BaseSettings):
-    """Serve stories over gRPC. Each option can also be set as STORYLOOM_<NAME> in the environment."""
+def state_home() -> Path:
+    """The folder for Storyloom's state by the XDG rules; one in the working directory for users without a home."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(given):
+        return Path(given) / "storyloom"
+    try:
+        return Path.home() / ".local" / "state" / "storyloom"
+    except RuntimeError:  # A container that runs as an arbitrary user id.
+        return Path("storyloom-state")
 
-    model_config = SettingsConfigDict(
-        env_prefix="STORYLOOM_",
-        cli_prog_name="python -m storyloom_server",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        frozen=True,
-    )
 
-    model: Annotated[list[Path], NoDecode] = Field(
-        default=[Path("weights/storyloom-mini")],
+def _option(default: Any, metavar: str, description: str, **constraints: Any) -> Any:
+    """An option: its default, what stands for its value in the help text, and what the help text says of it.
+
+    ``shown`` replaces the default in the help text, for defaults that depend on something.
+    """
+    extra = {"metavar": metavar, "shown": constraints.pop("shown", None)}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+def _class_name(value: str, example: str) -> str:
+    module, _, name = value.partition(":")
+    if not module or not name:
+        raise ValueError(f"write a class as module:class, such as {example}")
+    return value
+
+
+class ModelGroup(BaseModel):
+    """Models"""
+
+    model: list[Path] = _option(
+        [Path("weights/storyloom-mini")],
+        "FOLDER",
+        "Model package to serve. Repeat it for more; the first is the default one.",
         min_length=1,
-        description="Folder of a model package. Repeat for more models; the first is the default one.",
     )
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    max_rows: int = Field(default=48, ge=1, description="Rows of one batch step (frames times guidance branches).")
-    max_queue: int = Field(default=64, ge=0, description="Stories that may wait before new ones are refused.")
-    drain_seconds: float = Field(
-        default=30.0, ge=0, allow_inf_nan=False, description="Time for running stories to finish after SIGTERM."
-    )
-    threads: int | None = Field(default=None, ge=1, description="Compute threads of the engine; all cores if not set.")
-    device: str = Field(default="cpu", description="Device that the engine computes on, such as cpu or cuda:0.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
-    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log lines.")
-    ready_file: Path | None = Field(default=None, description="File that gets HOST:PORT once the server is ready.")
-    backend: str = Field(default=DEFAULT_BACKEND, description="Class that runs models, as module:class.")
+    backend: str = _option(DEFAULT_BACKEND, "MODULE:CLASS", "Class that runs the models.")
 
     @field_validator("model", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         """The environment gives one string, with folders separated as in PATH."""
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, value: str) -> str:
+        return _class_name(value, DEFAULT_BACKEND)
+
+
+class NetworkGroup(BaseModel):
+    """Network"""
+
+    host: str = _option("127.0.0.1", "ADDRESS", "Address to listen on.", min_length=1)
+    port: int = _option(50051, "PORT", "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    tls_cert: Path | None = _option(None, "FILE", "Certificate chain of the server (PEM); calls are then encrypted.")
+    tls_key: Path | None = _option(None, "FILE", "Private key of the certificate (PEM).")
+    tls_client_ca: Path | None = _option(
+        None, "FILE", "Certificate authorities (PEM); clients must then show a certificate of theirs."
+    )
+    max_connection_age_seconds: float = _option(
+        0,
+        "SECONDS",
+        "Age at which clients are asked to connect anew, so that they find new replicas; 0: never.",
+        ge=0,
+        allow_inf_nan=False,
+    )
+
+
+class AccessGroup(BaseModel):
+    """Access"""
+
+    tokens: Path | None = _option(
+        None, "FILE", "Tenants and their API tokens (YAML); without it, anybody may use the server."
+    )
+    admin: bool = _option(False, "", "Without a tokens file: let anybody load and unload models.")
+
+
+class LimitGroup(BaseModel):
+    """Limits"""
+
+    max_rows: int = _option(48, "N", "Rows of one batch step (frames times guidance branches).", ge=1)
+    max_active: int = _option(32, "N", "Stories that are worked on at once.", ge=1)
+    max_queue: int = _option(64, "N", "Stories that may wait before new ones are refused.", ge=0)
+    max_request_mib: float = _option(4, "MIB", "Largest request.", gt=0, le=1024)
+    max_image_megapixels: float = _option(16, "MP", "Largest reference picture.", gt=0, le=1000)
+
+
+class EngineGroup(BaseModel):
+    """Engine"""
+
+    device: str = _option("cpu", "DEVICE", "Device to compute on, such as cpu or cuda:0.", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "TYPE", "Number format: float32, bfloat16, float16, or auto for what suits the device."
+    )
+    threads: int | None = _option(None, "N", "Compute threads.", ge=1, shown="all cores")
+    compile: bool = _option(False, "", "Run the model through torch.compile: a slow start, then faster steps.")
+    cuda_graphs: bool = _option(True, "", "Record batch steps as CUDA graphs, where the device is a GPU.")
+    hang_seconds: float = _option(
+        120, "SECONDS", "Silence after which the engine process is taken for hung and is restarted.", gt=0
+    )
+    max_restarts: int = _option(
+        5, "N", "Restarts of the engine process in a row, without a story done, before the server gives up.", ge=0
+    )
+
+
+class StoreGroup(BaseModel):
+    """Store"""
+
+    state_folder: Path = _option(
+        None,
+        "FOLDER",
+        "Where accepted stories and their pictures are kept. Each server needs its own.",
+        validate_default=True,
+        shown="~/.local/state/storyloom, or by XDG_STATE_HOME",
+    )
+    database_url: str | None = _option(
+        None, "URL", "Database for stories, as SQLAlchemy writes it.", shown="SQLite in the state folder"
+    )
+    pictures_url: str | None = _option(
+        None, "URL", "Folder for pictures, as fsspec writes it, such as s3://bucket/folder.", shown="in the state folder"
+    )
+    retention_hours: float = _option(
+        168, "HOURS", "Age at which finished stories are removed; 0: never.", ge=0, allow_inf_nan=False
+    )
+    tenant_quota_mib: float = _option(
+        0, "MIB", "Stored pictures of one tenant, unless the tokens file says more; 0: no limit.", ge=0
+    )
+    checkpoint_steps: int = _option(
+        5, "N", "Steps between checkpoints, from which stories go on after a crash; 0: from the start.", ge=0
+    )
+
+    @field_validator("state_folder", mode="before")
+    @classmethod
+    def _default_folder(cls, value: Any) -> Any:
+        return state_home() if value is None else value
+
+    @property
+    def database(self) -> str:
+        """URL of the database."""
+        return self.database_url or f"sqlite:///{self.state_folder.absolute() / 'stories.sqlite'}"
+
+    @property
+    def pictures(self) -> str:
+        """URL of the pictures' folder."""
+        return self.pictures_url or str(self.state_folder.absolute() / "pictures")
+
+
+class SafetyGroup(BaseModel):
+    """Safety"""
+
+    safety: Literal["off", "flag", "block"] = _option(
+        "off", "MODE", "off: check nothing; flag: mark what the checks find; block: refuse it."
+    )
+    blocked_words: Path | None = _option(None, "FILE", "Words and phrases that prompts may not have, one a line.")
+    picture_classifier: Path | None = _option(
+        None, "FOLDER", "Image classifier (transformers, local files) that looks at every picture."
+    )
+    refused_labels: str = _option(
+        "", "LABELS", "Labels of the classifier that are refused, separated by commas.", shown="none"
+    )
+    refused_score: float = _option(0.5, "SCORE", "Probability from which such a label counts.", gt=0, le=1)
+    safety_check: str | None = _option(None, "MODULE:CLASS", "A check of your own; see storyloom_server.safety.")
+
+    @field_validator("safety_check")
+    @classmethod
+    def _check_safety_check(cls, value: str | None) -> str | None:
+        return None if value is None else _class_name(value, "my_checks:NoDragons")
+
+
+class TelemetryGroup(BaseModel):
+    """Metrics, traces and logs"""
+
+    metrics_port: int = _option(
+        0, "PORT", "Port for /metrics, /livez and /readyz over HTTP, on the same address; 0: off.", ge=0, le=65535
+    )
+    otlp_endpoint: str | None = _option(None, "URL", "Where traces go (OTLP over gRPC), such as http://localhost:4317.")
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "LEVEL", "Least level logged: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = _option("text", "FORMAT", "Form of the log lines: text or json.")
+    log_prompts: bool = _option(False, "", "Write prompts into the log, too.")
+
+
+class LifeGroup(BaseModel):
+    """Start and stop"""
+
+    ready_file: Path | None = _option(None, "FILE", "File that gets HOST:PORT once the server is ready.")
+    drain_seconds: float = _option(
+        30, "SECONDS", "Time for running stories to finish after SIGTERM.", ge=0, allow_inf_nan=False
+    )
 
     @field_validator("ready_file")
     @classmethod
@@ -55,10 +212,57 @@ class ServerOptions(BaseSettings):
             raise ValueError(f"{value.parent} is not a folder; make it first")
         return value
 
-    @field_validator("backend")
-    @classmethod
-    def _check_backend(cls, value: str) -> str:
-        module, _, name = value.partition(":")
-        if not module or not name:
-            raise ValueError(f"write the backend as module:class, such as {DEFAULT_BACKEND}")
-        return value
+
+_SAFETY_CHECKS = ("blocked_words", "picture_classifier", "safety_check")
+
+GROUPS: tuple[type[BaseModel], ...] = (
+    ModelGroup,
+    NetworkGroup,
+    AccessGroup,
+    LimitGroup,
+    EngineGroup,
+    StoreGroup,
+    SafetyGroup,
+    TelemetryGroup,
+    LifeGroup,
+)
+
+
+class ServerOptions(
+    ModelGroup,
+    NetworkGroup,
+    AccessGroup,
+    LimitGroup,
+    EngineGroup,
+    StoreGroup,
+    SafetyGroup,
+    TelemetryGroup,
+    LifeGroup,
+):
+    """All of them. ``option_layers.read_options`` gathers their values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Options that do not go together: the one to change, and what to do."""
+        if self.tls_key is not None and self.tls_cert is None:
+            yield "tls_key", "is a key without a certificate; give tls_cert too"
+        if self.tls_cert is not None and self.tls_key is None:
+            yield "tls_cert", "is a certificate without its key; give tls_key too"
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            yield "tls_client_ca", "needs encrypted calls; give tls_cert and tls_key too"
+        if self.tokens is not None and self.admin:
+            yield "admin", "is for servers without a tokens file; mark the tenant as admin in the file instead"
+        if self.port and self.metrics_port == self.port:
+            yield "metrics_port", f"{self.port} is the port of the stories; choose another"
+        yield from self._safety_conflicts()
+
+    def _safety_conflicts(self) -> Iterator[tuple[str, str]]:
+        checks = [name for name in _SAFETY_CHECKS if getattr(self, name) is not None]
+        if self.safety == "off":
+            for name in checks:
+                yield name, "has no effect while safety is off; set safety to flag or block"
+        elif not checks:
+            yield "safety", f"has nothing to check with; give one of {', '.join(_SAFETY_CHECKS)}"
+        if (self.picture_classifier is None) != (not self.refused_labels.strip()):
+            yield "refused_labels", "and picture_classifier go together; give both or neither"
