@@ -15,7 +15,9 @@ class Window:
     anchors: tuple[int, ...] = ()
 
 
-def plan_windows(casts: Sequence[Sequence[str]], window: int, anchors: int) -> list[Window]:
+def plan_windows(
+    casts: Sequence[Sequence[str]], window: int, anchors: int, finished: Collection[int] = ()
+) -> list[Window]:
     """Cuts a story into windows of at most ``window`` frames and anchors together, in the order to make them.
 
     The first window makes ``window`` frames, each later one ``window - anchors``, so that a frame costs the same
@@ -25,16 +27,21 @@ def plan_windows(casts: Sequence[Sequence[str]], window: int, anchors: int) -> l
         casts: for each frame, the names of its characters.
         window: the most frames and anchors of a window.
         anchors: the most anchors of a window.
+        finished: frames that exist already, of a story that goes on from another; every window may have anchors then.
 
     Raises:
         ValueError: a later window would have no room for frames.
     """
     if not 0 <= anchors < window:
         raise ValueError(f"a window of {window} leaves no room for frames beside {anchors} anchors; take fewer anchors")
-    windows = [Window(tuple(range(min(window, len(casts)))))] if casts else []
-    for start in range(window, len(casts), window - anchors):
-        frames = range(start, min(start + window - anchors, len(casts)))
-        windows.append(Window(tuple(frames), choose_anchors(casts, frames, range(start), anchors)))
+    windows: list[Window] = []
+    known = set(finished)
+    missing = [frame for frame in range(len(casts)) if frame not in known]
+    while missing:
+        room = window - anchors if known else window
+        frames, missing = missing[:room], missing[room:]
+        windows.append(Window(tuple(frames), choose_anchors(casts, frames, known, anchors)))
+        known.update(frames)
     return windows
 
 

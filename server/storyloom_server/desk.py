@@ -180,6 +180,16 @@ class Desk:
         records = [story_records.public_record(story, await self._store.read(journal.request, story.id), ()) for story in page.items]
         return records, page.next_token
 
+    @property
+    def open_stories(self) -> int:
+        """Stories that this server works on."""
+        return len(self._runs)
+
+    async def wait_unused(self, model: str) -> None:
+        """Waits until no open story needs a model."""
+        while any(run.story.plan.model == model for run in self._runs.values()):
+            await asyncio.sleep(_POLL_SECONDS)
+
     def drain(self) -> None:
         """Refuses new stories from now on; those that are open go on."""
         self._draining = True

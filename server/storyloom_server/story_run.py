@@ -24,6 +24,7 @@ from storyloom_server.event_log import EventLog, LoggedEvent
 from storyloom_server.frames import FinishedFrame
 from storyloom_server.images import encode_png
 from storyloom_server.logs import fields
+from storyloom_server.metrics import Metrics, Outcome, Stage
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.scheduler import Progress
 from storyloom_server.store import Artifact, ArtifactKind, NewEvent, Store, StoryState, Transaction, journal, leases
@@ -59,6 +60,7 @@ class Workshop:
     store: Store
     engine: Supervisor
     encoders: Executor
+    metrics: Metrics
     checkpoint_interval: int
 
 
@@ -88,6 +90,7 @@ class StoryRun:
         self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
         self._steps_before = 0
         self._steps_done = 0
+        self._stage: Stage = "queued"
         self._spec = story.spec(story.scheduling.deadline)
         self._timings = pb.StoryTimings()
 
@@ -113,6 +116,12 @@ class StoryRun:
         finally:
             log.info("story closed", extra=fields(story_id=self.story.story_id, outcome=outcome))
 
+    def _count(self, outcome: Outcome) -> None:
+        metrics, model = self._workshop.metrics, self.story.plan.model
+        metrics.story_finished(model, outcome, time.monotonic() - self._began)
+        if outcome == "cancelled":
+            metrics.story_cancelled(self._stage)
+
     async def _run(self) -> str:
         try:
             await self._accepted()
@@ -123,10 +132,15 @@ class StoryRun:
                 self._steps_before += self.story.plan.job.steps
             await self._done()
         except errors.StoryError as error:
-            state = StoryState.CANCELLED if error.reason == errors.CANCELLED_REASON else StoryState.FAILED
+            cancelled = error.reason == errors.CANCELLED
+            state = StoryState.CANCELLED if cancelled else StoryState.FAILED
             await self._write(journal.finish, self.story.story_id, state, error=error.to_bytes())
+            self._count("cancelled" if cancelled else "failed")
+            if error.reason == errors.DEADLINE_EXCEEDED:
+                self._workshop.metrics.deadline_missed()
             self.log.close(error)
             return error.reason.lower()
+        self._count("done")
         return "done"
 
     async def _accepted(self) -> None:
@@ -166,9 +180,11 @@ class StoryRun:
                     await self._handle(window, message)
         finally:
             self._workshop.engine.release(job_id)
-        self._timings.encode_seconds += message.encode_seconds
-        self._timings.denoise_seconds += message.denoise_seconds
-        self._timings.decode_seconds += message.decode_seconds
+        metrics, model = self._workshop.metrics, self.story.plan.model
+        for stage in ("encode", "denoise", "decode"):
+            seconds = getattr(message, f"{stage}_seconds")
+            setattr(self._timings, f"{stage}_seconds", getattr(self._timings, f"{stage}_seconds") + seconds)
+            metrics.stage_finished(stage, model, seconds)
 
     def _window_job(self, window: Window) -> StoryJob:
         frames = self.story.plan.job.frames
@@ -241,11 +257,14 @@ class StoryRun:
             case messages.QueuePosition():
                 await self._progress(pb.STORY_STAGE_QUEUED, queue_position=message.position)
             case messages.EncodingStarted():
+                self._stage = "encoding"
                 await self._on_encoding()
             case messages.Stepped():
+                self._stage = "denoising"
                 self._steps_done = self._steps_before + message.step
                 await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
             case messages.DecodingStarted():
+                self._stage = "decoding"
                 await self._progress(pb.STORY_STAGE_DECODING, step=self.story.plan.job.steps)
             case messages.Preview():
                 await self._previews(window, message)
@@ -260,6 +279,7 @@ class StoryRun:
         if not self.left_queue:
             self.left_queue = True
             self._timings.queued_seconds = time.monotonic() - self._began
+            self._workshop.metrics.story_started(self._timings.queued_seconds)
             await self._write(journal.begin, self.story.story_id)
         await self._progress(pb.STORY_STAGE_ENCODING)
 
@@ -313,6 +333,8 @@ class StoryRun:
             finished_seconds=time.monotonic() - self._began,
         )
         self._frames[index] = frame
+        if not reused:
+            self._workshop.metrics.picture_finished(frame.width, frame.height)
         await self._tell_durable(picture=picture, frame=result)
 
     async def _done(self) -> None:
@@ -373,7 +395,10 @@ class StoryRun:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        return await self._persist(lambda: self._workshop.store.write(operation, *args, **kwargs))
+        began = time.monotonic()
+        result = await self._persist(lambda: self._workshop.store.write(operation, *args, **kwargs))
+        self._workshop.metrics.store_written(time.monotonic() - began)
+        return result
 
     async def _persist(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
         """Waits for the store as long as it takes: a full disk or a locked database must not cost a story."""

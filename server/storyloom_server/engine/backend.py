@@ -56,10 +56,10 @@ class Backend(Protocol):
             ValueError: the checkpoint is damaged, or of another job or model.
         """
 
-    def final_latents(self, state: Any, frame: int) -> bytes:
-        """What an ``AnchorFrame`` takes of a finished frame."""
+    def final_latents(self, state: Any) -> Sequence[bytes]:
+        """What an ``AnchorFrame`` takes of each frame of a job that is done."""
 
-    def looks(self, state: Any, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, bytes]:
+    def looks(self, state: Any, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         """How each character in a finished frame looks; see ``storyloom_model.consistency``."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:

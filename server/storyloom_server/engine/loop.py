@@ -30,12 +30,14 @@ _BEAT_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Job:
-    """A job of the engine. ``marks`` are monotonic seconds at which its stages began. ``state`` comes with encoding."""
+    """A job of the engine. ``marks`` are monotonic seconds at which its stages began. ``state`` comes with
+    encoding, ``latents`` of each frame with the last step."""
 
     submit: messages.Submit
     spec: StorySpec
     marks: dict[Status, float] = field(default_factory=dict)
     state: State | None = None
+    latents: Sequence[bytes] = ()
 
     @property
     def encoded(self) -> State:
@@ -168,7 +170,7 @@ class Engine:
             self._scheduler.encoded(job_id, seconds=job.marks[Status.DENOISING] - began)
             self._tell(messages.Stepped(job_id, job.state.step_index, job.state.steps))
             if job.state.done:
-                self._start_decoding(job_id, job)
+                self._start_decoding(backend, job_id, job)
 
     def _start(self, backend: Backend, submit: messages.Submit) -> State:
         """A fresh state, or that of the checkpoint. A checkpoint that does not fit costs only the steps in it."""
@@ -241,16 +243,18 @@ class Engine:
             return
         self._tell(messages.Stepped(job_id, state.step_index, state.steps, seconds))
         if state.done:
-            self._start_decoding(job_id, job)
+            self._start_decoding(backend, job_id, job)
             return
         interval = job.submit.checkpoint_interval
         if interval and state.step_index % interval == 0:
             with self._failing_alone(job_id):
                 self._tell(messages.Checkpoint(job_id, state.step_index, backend.save(state)))
 
-    def _start_decoding(self, job_id: str, job: _Job) -> None:
+    def _start_decoding(self, backend: Backend, job_id: str, job: _Job) -> None:
         job.marks[Status.DECODING] = time.monotonic()
-        self._tell(messages.DecodingStarted(job_id))
+        with self._failing_alone(job_id):
+            job.latents = backend.final_latents(job.encoded)
+            self._tell(messages.DecodingStarted(job_id))
 
     def _preview(self, job_id: str) -> None:
         job = self._jobs[job_id]
@@ -268,9 +272,9 @@ class Engine:
             pictures = backend.decode(job.encoded, frames)
             seconds = time.monotonic() - began
             for frame, picture in zip(frames, pictures, strict=True):
-                latents = backend.final_latents(job.encoded, frame)
                 looks = backend.looks(job.encoded, frame, picture)
-                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), latents, looks))
+                found = {name: np.asarray(look, dtype="<f4").tobytes() for name, look in looks.items()}
+                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), job.latents[frame], found))
             if self._scheduler.decoded(job_id, frames, seconds=seconds):
                 self._finish(job_id, job)
 
