@@ -19,7 +19,7 @@ FORMAT = "1"
 _SOLVER = "solver."
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """A checkpoint cannot be used: start the story anew. The message says why."""
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.windows import Window, plan_windows
-from storyloom_server.event_log import LoggedEvent
 from storyloom_server.engine.shapes import compatibility_key
+from storyloom_server.event_log import LoggedEvent
 from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import StoryShape, StorySpec
 from storyloom_server.store import Event

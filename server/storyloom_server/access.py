@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from storyloom_server import errors
@@ -20,7 +20,6 @@ from storyloom_server.tenants import ANONYMOUS_NAME, Tenant, TenantsFileError, d
 log = logging.getLogger("storyloom.access")
 
 _WATCH_SECONDS = 2.0
-_MIB = 1024 * 1024
 # A rate of 60 a minute lets 10 through at once.
 _BURST_SHARE = 1 / 6
 
@@ -86,32 +85,15 @@ class Gate:
             )
         return asked
 
-    def admit(self, tenant: Tenant, *, open_stories: int, stored_bytes: int) -> None:
-        """Counts a new story against the tenant's rate, or refuses it.
+    def count_story(self, tenant: Tenant) -> None:
+        """Counts a new story against the tenant's rate, or refuses it."""
+        if tenant.limits.stories_per_minute is not None:
+            self._take(tenant, tenant.limits.stories_per_minute)
 
-        Args:
-            tenant: whose story it is.
-            open_stories: of this tenant, that are not done.
-            stored_bytes: pictures of this tenant in the store.
-        """
-        limits = tenant.limits
-        if limits.open_stories is not None and open_stories >= limits.open_stories:
-            raise errors.quota_exceeded(
-                "TOO_MANY_OPEN_STORIES",
-                tenant.name,
-                f"{open_stories} stories are open, which is the limit; wait for one of them, or cancel it",
-                limit=limits.open_stories,
-                retry_seconds=5.0,
-            )
-        if limits.stored_mib is not None and stored_bytes >= limits.stored_mib * _MIB:
-            raise errors.quota_exceeded(
-                "STORAGE_FULL",
-                tenant.name,
-                f"{limits.stored_mib:g} MiB of pictures are stored, which is the limit; delete stories first",
-                limit=limits.stored_mib,
-            )
-        if limits.stories_per_minute is not None:
-            self._take(tenant, limits.stories_per_minute)
+    def named(self, name: str) -> Tenant:
+        """The tenant of this name, for stories that were accepted before; one without rights if it is gone."""
+        known = (tenant for tenant in (self._anonymous, *self._tenants.values()) if tenant.name == name)
+        return next(known, Tenant(name))
 
     def _take(self, tenant: Tenant, per_minute: float) -> None:
         rate, bucket = self._buckets.get(tenant.name, (0.0, None))

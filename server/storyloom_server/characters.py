@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from storyloom.v1 import character_service_pb2 as pb
 from storyloom.v1 import story_pb2
 from storyloom_server import errors
-from storyloom_server.access import Tenant
-from storyloom_server.reference_images import ImageLimits, read_image
+from storyloom_server.pictures import ImageLimits, read_image
 from storyloom_server.store import Character, NewCharacter, Store, characters
 from storyloom_server.store.errors import NotFoundError
+from storyloom_server.tenants import Tenant
 from storyloom_server.texts import MAX_TEXT, check_name, check_text
 from storyloom_server.violations import Findings
 
@@ -84,7 +84,9 @@ class Characters:
             try:
                 kept = await self._store.read(characters.get, character.character_id, tenant.name)
             except NotFoundError as error:
-                raise errors.not_found("character", character.character_id, "list the characters to see them") from error
+                raise errors.not_found(
+                    "character", character.character_id, "list the characters to see them"
+                ) from error
             character.description = character.description or kept.description
             character.ClearField("character_id")
         return filled

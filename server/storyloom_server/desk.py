@@ -12,24 +12,29 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors, story_records
 from storyloom_server.accepted_story import AcceptedStory, logged
-from storyloom_server.access import Gate, Tenant
+from storyloom_server.access import Gate
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.event_log import LoggedEvent
 from storyloom_server.logs import fields
 from storyloom_server.messages import Scheduling
 from storyloom_server.orders import Order
 from storyloom_server.scheduler import Admission, Priority, Refused
-from storyloom_server.store import Event, NewStory, Store, Story, StoryState, journal, leases
+from storyloom_server.store import Event, NewStory, Quota, Store, Story, StoryState, journal, leases
 from storyloom_server.store.errors import StoreError
 from storyloom_server.story_run import StoryRun, Workshop
 from storyloom_server.supervisor import EngineStatus, Supervisor
+from storyloom_server.tenants import Tenant
+from storyloom_server.tracing import Tracing
 from storyloom_server.validate import StoryPlan, plan_story
 
 log = logging.getLogger("storyloom.desk")
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 # How soon a reader of a story that another server works on hears of a new event.
 _POLL_SECONDS = 0.5
@@ -44,15 +49,19 @@ class Desk:
         workshop: what runs share.
         catalog: the served models.
         gate: knows the tenants of adopted stories.
+        tracing: begins the trace of each story.
         admission: which stories may be accepted.
     """
 
-    def __init__(self, workshop: Workshop, catalog: ModelCatalog, gate: Gate, admission: Admission) -> None:
+    def __init__(
+        self, workshop: Workshop, catalog: ModelCatalog, gate: Gate, tracing: Tracing, admission: Admission
+    ) -> None:
         self._workshop = workshop
         self._store: Store = workshop.store
         self._engine: Supervisor = workshop.engine
         self._catalog = catalog
         self._gate = gate
+        self._tracing = tracing
         self._admission = admission
         self._runs: dict[str, StoryRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -60,7 +69,7 @@ class Desk:
         self._idle.set()
         self._draining = False
 
-    async def accept(self, tenant: Tenant, order: Order) -> str:
+    async def accept(self, tenant: Tenant, order: Order, metadata: Metadata = ()) -> str:
         """Accepts a story, or finds the one that the same request made before, and returns its id.
 
         Raises:
@@ -98,10 +107,10 @@ class Desk:
                 deadline_at=None if order.deadline_seconds is None else now + order.deadline_seconds,
                 parent_id=order.parent_id or None,
             ),
-            tenant.quota,
+            Quota(open_stories=tenant.limits.open_stories, size_bytes=tenant.limits.stored_bytes),
         )
         if not accepted.existing:
-            self._start(story)
+            self._start(story, metadata)
         return accepted.story.id
 
     def abandon(self, story_id: str) -> None:
@@ -177,8 +186,21 @@ class Desk:
     ) -> tuple[Sequence[pb.StoryRecord], str]:
         """A page of the tenant's stories, newest first and without their frames; and the next page's token."""
         page = await self._store.read(journal.list_stories, tenant.name, state=state, size=size, token=token)
-        records = [story_records.public_record(story, await self._store.read(journal.request, story.id), ()) for story in page.items]
+        records = [
+            story_records.public_record(story, await self._store.read(journal.request, story.id), ())
+            for story in page.items
+        ]
         return records, page.next_token
+
+    @property
+    def waiting(self) -> int:
+        """Stories here of which nothing has been made yet."""
+        return sum(not run.left_queue for run in self._runs.values())
+
+    @property
+    def working(self) -> int:
+        """Stories here that have left the queue."""
+        return len(self._runs) - self.waiting
 
     @property
     def open_stories(self) -> int:
@@ -187,8 +209,8 @@ class Desk:
 
     async def wait_unused(self, model: str) -> None:
         """Waits until no open story needs a model."""
-        while any(run.story.plan.model == model for run in self._runs.values()):
-            await asyncio.sleep(_POLL_SECONDS)
+        users = [self._tasks[story_id] for story_id, run in self._runs.items() if run.story.plan.model == model]
+        await asyncio.gather(*(asyncio.wait([task]) for task in users))
 
     def drain(self) -> None:
         """Refuses new stories from now on; those that are open go on."""
@@ -283,18 +305,25 @@ class Desk:
         if costs is None:
             return
         now = time.monotonic()
-        deadlines = [now + seconds for seconds in (order.deadline_seconds, order.call_seconds) if seconds is not None]
+        left = min((each for each in (order.deadline_seconds, order.call_seconds) if each is not None), default=None)
+        deadline = None if left is None else now + left
         decision = self._admission.decide(
-            story.spec(deadline=min(deadlines, default=None)),
+            story.spec(deadline),
             [run.progress for run in self._runs.values()],
             costs,
             now=now,
         )
         if isinstance(decision, Refused):
-            raise errors.refused(decision, open_stories=len(self._runs))
+            raise errors.refused(decision, open_stories=len(self._runs), left_seconds=left)
 
-    def _start(self, story: AcceptedStory) -> None:
-        run = self._runs[story.story_id] = StoryRun(story, self._workshop)
+    def _start(self, story: AcceptedStory, metadata: Metadata = ()) -> None:
+        frames = len(story.plan.job.frames)
+        trace = self._tracing.story(metadata, story.story_id, model=story.plan.model, frames=frames)
+        run = self._runs[story.story_id] = StoryRun(story, self._workshop, trace)
+        log.info(
+            "story accepted",
+            extra=fields(story_id=story.story_id, model=story.plan.model, frames=frames, open=len(self._runs)),
+        )
         task = asyncio.create_task(run.run(), name=f"story-{story.story_id}")
         self._tasks[story.story_id] = task
         self._idle.clear()

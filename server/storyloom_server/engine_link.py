@@ -34,9 +34,7 @@ class EngineLink:
         on_messages: called on the loop with everything the engine says, in order.
     """
 
-    def __init__(
-        self, options: EngineOptions, on_messages: Callable[[Sequence[messages.FromEngine]], None]
-    ) -> None:
+    def __init__(self, options: EngineOptions, on_messages: Callable[[Sequence[messages.FromEngine]], None]) -> None:
         self._on_messages = on_messages
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()

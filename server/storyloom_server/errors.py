@@ -16,10 +16,23 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from storyloom_server.scheduler import Reason, Refused
+from storyloom_server.store.errors import (
+    NotFoundError,
+    PageTokenError,
+    QuotaExceededError,
+    RequestMismatchError,
+    StorageFullError,
+    StoreError,
+)
 from storyloom_server.violations import Violation
 
 DOMAIN = "storyloom.dev"
 DETAILS_KEY = "grpc-status-details-bin"
+CANCELLED = "STORY_CANCELLED"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+# Long enough for a place in a full queue to become free, short enough that a client does not give up.
+_QUEUE_RETRY_SECONDS = 5.0
 # Violations that the message itself lists; the details have all of them.
 _LISTED = 3
 _MAX_QUOTE = 64
@@ -47,6 +60,20 @@ class StoryError(Exception):
     details: Sequence[Message] = ()
     trailers: Sequence[tuple[str, str]] = ()
 
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> "StoryError":
+        """The inverse of ``to_bytes``."""
+        status = status_pb2.Status.FromString(stored)
+        code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+        info = error_details_pb2.ErrorInfo()
+        status.details[0].Unpack(info)
+        return cls(code, info.reason, status.message, metadata=dict(info.metadata))
+
+    def to_bytes(self) -> bytes:
+        """What the store keeps of a failed story's error: its code, reason, message and metadata."""
+        data: bytes = self.status().SerializeToString()
+        return data
+
     def status(self) -> status_pb2.Status:
         """The ``google.rpc.Status`` with all its details."""
         details: list[Message] = [
@@ -60,7 +87,9 @@ class StoryError(Exception):
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         details.extend(self.details)
         return status_pb2.Status(
-            code=self.code.value[0], message=_short(self.message, _MAX_MESSAGE), details=[_pack(detail) for detail in details]
+            code=self.code.value[0],
+            message=_short(self.message, _MAX_MESSAGE),
+            details=[_pack(detail) for detail in details],
         )
 
 
@@ -74,6 +103,11 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: StoryError) 
     """Ends the call with ``error``. Before the first event this sends trailers only, so that clients may retry."""
     metadata = ((DETAILS_KEY, error.status().SerializeToString()), *error.trailers)
     await context.abort(error.code, _short(error.message, _MAX_MESSAGE), trailing_metadata=metadata)
+
+
+def invalid_request(violations: Sequence[Violation]) -> StoryError:
+    """The request has bad fields outside its story; all of them are listed."""
+    return _bad_fields("INVALID_REQUEST", violations)
 
 
 def invalid_story(violations: Sequence[Violation]) -> StoryError:
@@ -220,11 +254,78 @@ def draining() -> StoryError:
     return _unavailable("DRAINING", "the server is shutting down; try another server", retry_seconds=1.0)
 
 
-def engine_lost() -> StoryError:
-    """The engine process died. The story was not finished and may be sent again."""
-    return _unavailable(
-        "ENGINE_LOST", "the engine process died before the story was done; send the story again", retry_seconds=5.0
+def engine_restarting() -> StoryError:
+    """The engine process died a moment ago."""
+    return _unavailable("ENGINE_RESTARTING", "the engine is starting again; try again soon", retry_seconds=2.0)
+
+
+def engine_crashed(crashes: int) -> StoryError:
+    """The engine process died again and again while it made this story."""
+    return StoryError(
+        grpc.StatusCode.INTERNAL,
+        "ENGINE_CRASHED",
+        f"the engine process died {crashes} times while it made this story; change the story before sending it again",
+        metadata={"crashes": str(crashes)},
     )
+
+
+def story_moved() -> StoryError:
+    """Another server has taken the story over."""
+    return _unavailable(
+        "STORY_MOVED", "another server works on this story now; watch it again to go on", retry_seconds=1.0
+    )
+
+
+def story_cancelled() -> StoryError:
+    """Somebody cancelled the story."""
+    return StoryError(grpc.StatusCode.CANCELLED, CANCELLED, "the story was cancelled")
+
+
+def story_not_finished(story_id: str, state: str) -> StoryError:
+    """Only a finished story has frames to go on from."""
+    return failed_precondition(
+        "STORY_NOT_FINISHED", f"stories/{story_id}", f"the story is {state}; wait until it is finished"
+    )
+
+
+def refused(refusal: Refused, *, open_stories: int, left_seconds: float | None) -> StoryError:
+    """The story is not accepted now."""
+    retry = max(0.1, refusal.retry_seconds) if refusal.retry_seconds is not None else _QUEUE_RETRY_SECONDS
+    match refusal.reason:
+        case Reason.TOO_LARGE:
+            return out_of_memory("the story is too large for the device; ask for fewer frames or smaller pictures")
+        case Reason.DEADLINE:
+            return deadline_unmeetable(refusal.estimated_seconds or 0.0, left_seconds or 0.0)
+        case _:
+            return queue_full(open_stories, retry)
+
+
+def from_store(error: StoreError) -> StoryError:
+    """What the store said, as clients see it."""
+    match error:
+        case NotFoundError():
+            return not_found(error.what, error.name, "it never was, or its time to be kept is over")
+        case RequestMismatchError():
+            return request_id_reused(error.request_id)
+        case QuotaExceededError():
+            return quota_exceeded(
+                "QUOTA_EXCEEDED", "", str(error), limit=error.limit, retry_seconds=_QUEUE_RETRY_SECONDS
+            )
+        case PageTokenError():
+            return invalid_request([Violation("page_token", str(error))])
+        case StorageFullError():
+            return _unavailable("STORAGE_FULL", "the server's storage is full; try another server", retry_seconds=30.0)
+        case _:
+            return _unavailable("STORE_UNAVAILABLE", "the server's store does not answer; try again", retry_seconds=2.0)
+
+
+def job_failed(reason: str, message: str) -> StoryError:
+    """The engine gave this story up."""
+    if reason == "OUT_OF_MEMORY":
+        return out_of_memory(message)
+    if reason == DEADLINE_EXCEEDED:
+        return StoryError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_EXCEEDED, message)
+    return story_failed(reason, message)
 
 
 def story_failed(reason: str, message: str) -> StoryError:

@@ -1,7 +1,7 @@
 """The events of one open story, in memory: written once, read by any number of readers at their own pace.
 
-A reader keeps nothing but its place, so a slow one costs no memory. Durable events stay until the story ends; the others
-(progress and previews) are bounded, oldest first, and a reader that is far behind misses those.
+A reader keeps nothing but its place, so a slow one costs no memory. Durable events stay until the story ends; the
+others (progress and previews) are bounded, oldest first, and a reader that is far behind misses those.
 """
 
 from __future__ import annotations

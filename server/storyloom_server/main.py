@@ -8,9 +8,25 @@ from storyloom_server import logs
 from storyloom_server.catalog import CatalogError, ModelCatalog
 from storyloom_server.option_layers import OptionsError, read_options
 from storyloom_server.options import ServerOptions
-from storyloom_server.server import AddressError, StoryServer
+from storyloom_server.probes import ProbesAddressError
+from storyloom_server.server import AddressError, StoryServer, open_store
+from storyloom_server.store import Store
+from storyloom_server.store.errors import StoreError
+from storyloom_server.tenants import TenantsFileError
+from storyloom_server.tls import TlsError
+from storyloom_server.tracing import Tracing, TracingError
+from storyloom_server.tracing import set_up as set_up_tracing
 
 _BAD_SETUP = 2
+_SETUP_ERRORS = (
+    AddressError,
+    CatalogError,
+    ProbesAddressError,
+    StoreError,
+    TenantsFileError,
+    TlsError,
+    TracingError,
+)
 
 
 def serve(options: ServerOptions) -> int:
@@ -21,13 +37,24 @@ def serve(options: ServerOptions) -> int:
     """
     logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     try:
-        return asyncio.run(_run(options))
-    except (CatalogError, AddressError) as error:
+        catalog = ModelCatalog.load(options.model, options.model_folder)
+        tracing = set_up_tracing(options.otlp_endpoint)
+        store = open_store(options)
+        return asyncio.run(_run(options, catalog, store, tracing))
+    except (
+        CatalogError,
+        AddressError,
+        StoreError,
+        TenantsFileError,
+        TlsError,
+        TracingError,
+        ProbesAddressError,
+    ) as error:
         return _complain(str(error))
 
 
-async def _run(options: ServerOptions) -> int:
-    return await StoryServer(options, ModelCatalog.load(options.model)).run()
+async def _run(options: ServerOptions, catalog: ModelCatalog, store: Store, tracing: Tracing) -> int:
+    return await StoryServer(options, catalog, store, tracing).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

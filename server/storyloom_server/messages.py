@@ -16,8 +16,10 @@ from storyloom_server.scheduler import CostCoefficients, Priority
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """How a job shares the device. ``deadline`` in seconds of the system's monotonic clock. ``alone``: it takes its steps
-    with no other job, since it may be what killed the engine.
+    """How a job shares the device.
+
+    ``deadline`` in seconds of the system's monotonic clock. ``alone``: it takes its steps with no other job, since it
+    may be what killed the engine.
     """
 
     tenant: str = ""
@@ -234,7 +236,7 @@ class QueuePosition:
 
 @dataclass(frozen=True, slots=True)
 class EngineLost:
-    """The engine process is gone, and with it the job. ``suspect``: the job had left the queue, so it may be the cause."""
+    """The engine process is gone, and the job with it. ``suspect``: it had left the queue, so it may be the cause."""
 
     suspect: bool
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_BACKEND = "storyloom_model.denoiser:Denoiser"
+DEFAULT_SCHEDULER = "storyloom_server.scheduler:Scheduler"
 
 
 def state_home() -> Path:
@@ -51,16 +52,26 @@ class ModelGroup(BaseModel):
     )
     backend: str = _option(DEFAULT_BACKEND, "MODULE:CLASS", "Class that runs the models.")
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "model_folder", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         """The environment gives one string, with folders separated as in PATH."""
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
+    scheduler: str = _option(DEFAULT_SCHEDULER, "MODULE:CLASS", "Class that orders the engine's work.")
+    model_folder: list[Path] = _option(
+        [], "FOLDER", "Folder of model packages that may be loaded by name while the server runs. Repeat it for more."
+    )
+
     @field_validator("backend")
     @classmethod
     def _check_backend(cls, value: str) -> str:
         return _class_name(value, DEFAULT_BACKEND)
+
+    @field_validator("scheduler")
+    @classmethod
+    def _check_scheduler(cls, value: str) -> str:
+        return _class_name(value, DEFAULT_SCHEDULER)
 
 
 class NetworkGroup(BaseModel):
@@ -133,7 +144,10 @@ class StoreGroup(BaseModel):
         None, "URL", "Database for stories, as SQLAlchemy writes it.", shown="SQLite in the state folder"
     )
     pictures_url: str | None = _option(
-        None, "URL", "Folder for pictures, as fsspec writes it, such as s3://bucket/folder.", shown="in the state folder"
+        None,
+        "URL",
+        "Folder for pictures, as fsspec writes it, such as s3://bucket/folder.",
+        shown="in the state folder",
     )
     retention_hours: float = _option(
         168, "HOURS", "Age at which finished stories are removed; 0: never.", ge=0, allow_inf_nan=False

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors
-from storyloom_server.access import Tenant
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Priority
+from storyloom_server.tenants import Tenant
 from storyloom_server.validate import StoryPlan, plan_story, random_seed
 from storyloom_server.violations import Findings, Violation
+
+_Request: TypeAlias = pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.ExtendStoryRequest | pb.RedoFrameRequest
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,36}")
 _PRIORITIES = {
@@ -125,7 +128,7 @@ class OrderTaker:
         self,
         tenant: Tenant,
         story: story_pb2.Story,
-        request: pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.ExtendStoryRequest | pb.RedoFrameRequest,
+        request: _Request,
         *,
         call_seconds: float | None = None,
         parent_id: str = "",
@@ -180,13 +183,12 @@ def _priority(found: Findings, scheduling: pb.Scheduling, tenant: Tenant) -> Pri
         known = ", ".join(pb.Priority.Name(number) for number in _PRIORITIES)
         found.add("scheduling.priority", f"priority {int(scheduling.priority)} is unknown; use one of {known}")
         return Priority.NORMAL
-    return min(priority, tenant.max_priority)
+    return priority
 
 
-def _digest(request: pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.ExtendStoryRequest | pb.RedoFrameRequest) -> str:
+def _digest(request: _Request) -> str:
     """The same for the same content, whatever the ``request_id`` and whichever call brings it."""
-    content = type(request)()
-    content.CopyFrom(request)
+    content: _Request = type(request).FromString(request.SerializeToString())
     content.ClearField("request_id")
     if isinstance(content, pb.GenerateStoryRequest):
         content = pb.CreateStoryRequest(story=content.story, scheduling=content.scheduling)

@@ -101,10 +101,10 @@ def _handler_class(
         server_version = "storyloom"
         sys_version = ""
 
-        def do_GET(self) -> None:  # noqa: N802 - the base class's name for it
+        def do_GET(self) -> None:
             self._answer(with_body=True)
 
-        def do_HEAD(self) -> None:  # noqa: N802
+        def do_HEAD(self) -> None:
             self._answer(with_body=False)
 
         def _answer(self, *, with_body: bool) -> None:
@@ -117,7 +117,7 @@ def _handler_class(
             if with_body:
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: Any) -> None:
             log.debug(format, *args)
 
     return Handler

@@ -1,4 +1,6 @@
-"""The life of the server process: listen, warm up, serve, drain, stop."""
+"""The life of the server process: open the store, listen, warm up, serve, drain, stop."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
@@ -6,7 +8,7 @@ import os
 import signal
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,58 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_service_pb2, story_service_pb2_grpc
+from storyloom.v1 import (
+    character_service_pb2,
+    character_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    story_service_pb2,
+    story_service_pb2_grpc,
+)
+from storyloom_server import messages
+from storyloom_server.access import Gate, exposure_warning
 from storyloom_server.catalog import ModelCatalog
-from storyloom_server.engine import EngineOptions, ModelSpec
-from storyloom_server.engine_client import EngineClient, EngineStatus
+from storyloom_server.characters import Characters
+from storyloom_server.desk import Desk
+from storyloom_server.engine.options import EngineOptions, ModelSpec
+from storyloom_server.interceptor import CallMetrics
 from storyloom_server.logs import fields
+from storyloom_server.looplag import LoopLag
+from storyloom_server.metrics import Metrics
 from storyloom_server.options import ServerOptions
-from storyloom_server.service import ModelService, StoryService
+from storyloom_server.orders import OrderTaker
+from storyloom_server.pictures import ImageLimits
+from storyloom_server.probes import Probes
+from storyloom_server.safety import Safety
+from storyloom_server.scheduler import Admission, Limits
+from storyloom_server.services.character_service import CharacterService
+from storyloom_server.services.model_service import ModelService
+from storyloom_server.services.story_service import StoryService
+from storyloom_server.store import RetentionPolicy, Store, StoreOptions, Sweeper
+from storyloom_server.store.errors import StoreError
+from storyloom_server.story_run import Workshop
+from storyloom_server.supervisor import EngineStatus, RestartPolicy, Supervisor
+from storyloom_server.tls import TlsFiles, server_credentials
+from storyloom_server.tracing import Tracing
+from storyloom_server.version import VERSION
 from storyloom_server.warm_up import warm_up_job
 
 log = logging.getLogger("storyloom.server")
 
-_READY_SERVICES = (
-    story_service_pb2.DESCRIPTOR.services_by_name["StoryService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+_READY_SERVICES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in (
+        (story_service_pb2, "StoryService"),
+        (model_service_pb2, "ModelService"),
+        (character_service_pb2, "CharacterService"),
+    )
 )
-_MAX_REQUEST_BYTES = 4 * 1024 * 1024
+_MIB = 1024 * 1024
 _ENCODER_THREADS = 2
+_LEASE_SECONDS = 30.0
+_SWEEP_SECONDS = 600.0
 # For calls that were just told their end to get it through.
 _STOP_GRACE_SECONDS = 2.0
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
-    # A second server on a taken port must fail, not share it.
-    ("grpc.so_reuseport", 0),
-    # Finds clients that vanished without closing their connection; their stories are then cancelled.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-)
 
 
 class AddressError(Exception):
@@ -49,102 +75,245 @@ class AddressError(Exception):
 
 
 class StoryServer:
-    """A gRPC server and its engine process. Make and run it on one event loop.
+    """A gRPC server, its store and its engine. Make and run it on one event loop.
 
-    Health: "" is SERVING from the start to the end; the two services only from the end of the warm-up to SIGTERM, or to
-    the death of the engine.
+    Health: "" is SERVING from the start to the end; the services only while the engine takes stories, from the end of
+    the warm-up to SIGTERM.
+
+    Args:
+        options: everything that can be set.
+        catalog: the served models.
+        store: open; ``run`` closes it.
+        tracing: begins traces; ``run`` closes it.
     """
 
-    def __init__(self, options: ServerOptions, catalog: ModelCatalog) -> None:
+    def __init__(self, options: ServerOptions, catalog: ModelCatalog, store: Store, tracing: Tracing) -> None:
         self._options = options
+        self._store = store
+        self._tracing = tracing
+        self._metrics = Metrics(VERSION, catalog.names)
+        self._lag = LoopLag(self._metrics.loop_lagged)
+        self._gate = Gate(options.tokens, anonymous_admin=options.admin)
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="png-encoder")
-        self._engine = EngineClient(_engine_options(options, catalog), options.max_queue)
-        self._service = StoryService(catalog, self._engine, self._encoders)
+        safety = Safety.from_options(options)
+        self._engine = Supervisor(
+            _engine_options(options, catalog),
+            RestartPolicy(options.hang_seconds, options.max_restarts),
+            on_status=self._on_engine_status,
+            on_batch=self._on_batch,
+        )
+        workshop = Workshop(store, self._engine, self._encoders, self._metrics, safety, options.checkpoint_steps)
+        self._desk = Desk(workshop, catalog, self._gate, tracing, _admission(options))
+        self._metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # The stubs lack it.
-        self._server = grpc.aio.server(options=_CHANNEL_OPTIONS)
-        story_service_pb2_grpc.add_StoryServiceServicer_to_server(self._service, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(catalog), self._server)
+        self._serving_changed = asyncio.Event()
+        self._draining = False
+        self._server = grpc.aio.server(interceptors=[CallMetrics(self._metrics)], options=_channel_options(options))
+        characters = Characters(store, ImageLimits(options.max_image_megapixels))
+        orders = OrderTaker(catalog, characters, safety)
+        stories = StoryService(self._gate, orders, self._desk, self._metrics)
+        models = ModelService(self._gate, catalog, self._engine, self._desk)
+        story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)
+        character_service_pb2_grpc.add_CharacterServiceServicer_to_server(
+            CharacterService(self._gate, characters), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*_READY_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
 
     async def run(self) -> int:
-        """Serves until SIGTERM, SIGINT or the death of the engine.
+        """Serves until SIGTERM, SIGINT or the engine is given up.
 
         Returns:
-            The exit code: 0 after a signal, 1 when the engine died or could not start.
+            The exit code: 0 after a signal, 1 when the engine could not start or died too often.
 
         Raises:
             AddressError: the address cannot be bound.
         """
         stop, hurry = _stop_signals()
-        await self._set_serving(False)
-        address = self._listen()
-        try:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gate.reload)
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self._tracing.close)
+            closing.push_async_callback(self._store.close)
+            closing.callback(self._encoders.shutdown, wait=False, cancel_futures=True)
+            closing.push_async_callback(self._engine.close)
+            closing.push_async_callback(self._server.stop, _STOP_GRACE_SECONDS)
+            closing.push_async_callback(self._desk.leave)
+            await self._set_health()
+            address = self._listen()
+            self._open_probes(closing)
+            self._start_background(closing)
             await self._server.start()
             self._engine.start()
-            await _first(self._engine.wait_settled(), stop.wait())
+            await _first(self._engine.wait_for(EngineStatus.READY), stop.wait())
             if self._engine.status is EngineStatus.READY and not stop.is_set():
-                await self._set_serving(True)
-                self._announce(address)
-                await _first(self._engine.wait_ended(), stop.wait())
-            await self._set_serving(False)
+                await self._set_health()
+                self._announce(address, closing)
+                await _first(self._engine.wait_for(EngineStatus.FAILED), stop.wait())
             await self._drain(hurry)
-            return self._exit_code()
-        finally:
-            await self._close()
+            return 1 if self._engine.status is EngineStatus.FAILED else 0
 
     def _listen(self) -> str:
-        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        options = self._options
+        host = f"[{options.host}]" if ":" in options.host else options.host
         try:
-            port = self._server.add_insecure_port(f"{host}:{self._options.port}")
+            if options.tls_cert is not None and options.tls_key is not None:
+                files = TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca)
+                port = self._server.add_secure_port(f"{host}:{options.port}", server_credentials(files))
+            else:
+                port = self._server.add_insecure_port(f"{host}:{options.port}")
         except RuntimeError as error:
-            raise AddressError(
-                f"cannot listen on {host}:{self._options.port}; choose another --host or --port"
-            ) from error
+            raise AddressError(f"cannot listen on {host}:{options.port}; choose another --host or --port") from error
+        warning = exposure_warning(
+            options.host, tokens=options.tokens is not None, encrypted=options.tls_cert is not None
+        )
+        if warning is not None:
+            log.warning(warning)
         log.info("listening; loading models", extra=fields(address=f"{host}:{port}"))
         return f"{host}:{port}"
 
-    def _announce(self, address: str) -> None:
-        if self._options.ready_file is not None:
-            _write_whole(self._options.ready_file, f"{address}\n")
+    def _open_probes(self, closing: AsyncExitStack) -> None:
+        if not self._options.metrics_port:
+            return
+        probes = Probes(
+            self._options.host,
+            self._options.metrics_port,
+            self._metrics,
+            live=lambda: self._lag.silence() < self._options.hang_seconds,
+            ready=lambda: self._takes_stories,
+        )
+        closing.push_async_callback(asyncio.to_thread, probes.close)
+
+    def _start_background(self, closing: AsyncExitStack) -> None:
+        self._lag.start()
+        closing.push_async_callback(self._lag.stop)
+        for work in (self._desk.keep_house(_LEASE_SECONDS), self._gate.watch(), self._sweep(), self._follow_health()):
+            task = asyncio.create_task(work)
+            closing.callback(task.cancel)
+
+    def _announce(self, address: str, closing: AsyncExitStack) -> None:
+        file = self._options.ready_file
+        if file is not None:
+            _write_whole(file, f"{address}\n")
+            closing.callback(file.unlink, missing_ok=True)
         print(f"storyloom: ready on {address}", flush=True)
 
     async def _drain(self, hurry: asyncio.Event) -> None:
-        """Lets open stories finish, for a while; then tells the others that they will not be."""
-        self._service.drain()
-        log.info("draining", extra=fields(seconds=self._options.drain_seconds))
+        """Lets open stories finish, for a while; the others are left to a later server."""
+        self._draining = True
+        self._desk.drain()
+        await self._set_health()
+        log.info("draining", extra=fields(seconds=self._options.drain_seconds, open=self._desk.open_stories))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.drain_seconds):
-                await _first(self._engine.wait_idle(), self._engine.wait_ended(), hurry.wait())
-        self._engine.drop_all()
+                await _first(self._desk.wait_idle(), self._engine.wait_for(EngineStatus.FAILED), hurry.wait())
 
-    def _exit_code(self) -> int:
-        return 1 if self._engine.status is EngineStatus.LOST else 0
+    async def _sweep(self) -> None:
+        """Deletes what need not be kept any longer, every few minutes."""
+        options = self._options
+        policy = RetentionPolicy(
+            keep_seconds=options.retention_hours * 3600 if options.retention_hours else float("inf"),
+            tenant_bytes=int(options.tenant_quota_mib * _MIB) or None,
+        )
+        sweeper = Sweeper(self._store, policy)
+        while True:
+            try:
+                report = await sweeper.sweep()
+                if report.stories or report.orphans:
+                    log.info("store swept", extra=fields(stories=report.stories, orphans=report.orphans))
+            except StoreError as error:
+                log.warning("the store could not be swept", extra=fields(why=error))
+            await asyncio.sleep(_SWEEP_SECONDS)
 
-    async def _close(self) -> None:
-        await self._server.stop(_STOP_GRACE_SECONDS)
-        await self._engine.close()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
-        if self._options.ready_file is not None:
-            self._options.ready_file.unlink(missing_ok=True)
+    def _on_engine_status(self, status: EngineStatus) -> None:
+        self._metrics.engine_is_up(status is EngineStatus.READY)
+        if status is EngineStatus.RESTARTING:
+            self._metrics.engine_restarted()
+        self._serving_changed.set()
 
-    async def _set_serving(self, serving: bool) -> None:
+    def _on_batch(self, batch: messages.BatchStepped) -> None:
+        self._metrics.batch_stepped(
+            batch.seconds,
+            rows=batch.rows,
+            max_rows=self._options.max_rows,
+            stories=batch.jobs,
+            size=f"{batch.width}x{batch.height}",
+        )
+        if batch.peak_bytes is not None:
+            self._metrics.memory_peaked(batch.peak_bytes)
+
+    @property
+    def _takes_stories(self) -> bool:
+        return self._engine.status is EngineStatus.READY and not self._draining
+
+    async def _follow_health(self) -> None:
+        while True:
+            await self._serving_changed.wait()
+            self._serving_changed.clear()
+            await self._set_health()
+
+    async def _set_health(self) -> None:
         statuses = health_pb2.HealthCheckResponse
         for service in _READY_SERVICES:
-            await self._health.set(service, statuses.SERVING if serving else statuses.NOT_SERVING)
+            await self._health.set(service, statuses.SERVING if self._takes_stories else statuses.NOT_SERVING)
 
 
 def _engine_options(options: ServerOptions, catalog: ModelCatalog) -> EngineOptions:
     return EngineOptions(
         models=tuple(ModelSpec(model.name, model.folder, warm_up_job(model)) for model in catalog.models),
         backend=options.backend,
+        scheduler=options.scheduler,
+        limits=Limits(
+            max_rows=options.max_rows,
+            max_active_stories=options.max_active,
+            max_active_rows=options.max_active * options.max_rows,
+        ),
         device=options.device,
-        max_rows=options.max_rows,
         threads=options.threads,
         log_level=options.log_level,
         log_format=options.log_format,
+    )
+
+
+def _admission(options: ServerOptions) -> Admission:
+    return Admission(
+        max_open=options.max_active + options.max_queue,
+        max_open_per_tenant=options.max_active + options.max_queue,
+        max_rows=options.max_rows,
+    )
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    chosen = [
+        ("grpc.max_receive_message_length", int(options.max_request_mib * _MIB)),
+        # A second server on a taken port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+        # Finds clients that vanished without closing their connection.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+    age = options.max_connection_age_seconds
+    if age:
+        chosen += [("grpc.max_connection_age_ms", int(age * 1000))]
+    return chosen
+
+
+def open_store(options: ServerOptions) -> Store:
+    """Opens the store that the options name. Blocks.
+
+    Raises:
+        StoreSetupError, StoreUnavailableError: it cannot be used.
+    """
+    return Store.open(
+        StoreOptions(
+            folder=options.state_folder,
+            database=options.database_url,
+            blobs=options.pictures_url,
+            lease_seconds=_LEASE_SECONDS,
+        )
     )
 
 

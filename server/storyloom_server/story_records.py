@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import timestamp_pb2
 
+from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.errors import StoryError
 from storyloom_server.store import Story, StoryState
@@ -29,7 +30,7 @@ def stored_request(story: AcceptedStory) -> bytes:
     return pb.StoryRecord(story=story.plan.story, frames=frames).SerializeToString()
 
 
-def read_request(stored: bytes) -> tuple[pb.Story, frozenset[int]]:
+def read_request(stored: bytes) -> tuple[story_pb2.Story, frozenset[int]]:
     """The inverse of ``stored_request``: the complete story, and the indexes of the frames that are taken over."""
     record = pb.StoryRecord.FromString(stored)
     return record.story, frozenset(frame.frame_index for frame in record.frames)

@@ -20,12 +20,13 @@ from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
 from storyloom_model.windows import Window
 from storyloom_server import errors, messages
+from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.event_log import EventLog, LoggedEvent
 from storyloom_server.frames import FinishedFrame
 from storyloom_server.images import encode_png
 from storyloom_server.logs import fields
 from storyloom_server.metrics import Metrics, Outcome, Stage
-from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Progress
 from storyloom_server.store import Artifact, ArtifactKind, NewEvent, Store, StoryState, Transaction, journal, leases
 from storyloom_server.store.errors import (
@@ -37,6 +38,7 @@ from storyloom_server.store.errors import (
     StoryLostError,
 )
 from storyloom_server.supervisor import EngineStatus, Supervisor
+from storyloom_server.tracing import StoryTrace
 
 log = logging.getLogger("storyloom.story")
 
@@ -61,6 +63,7 @@ class Workshop:
     engine: Supervisor
     encoders: Executor
     metrics: Metrics
+    safety: Safety
     checkpoint_interval: int
 
 
@@ -77,11 +80,12 @@ _Inbox: TypeAlias = asyncio.Queue[messages.ToRun | _Stop]
 class StoryRun:
     """Works on one story. ``run`` is its whole life; everything else is for those who look on."""
 
-    def __init__(self, story: AcceptedStory, workshop: Workshop) -> None:
+    def __init__(self, story: AcceptedStory, workshop: Workshop, trace: StoryTrace) -> None:
         self.story = story
         self.log = EventLog(story.events)
         self.left_queue = False
         self._workshop = workshop
+        self._trace = trace
         self._inbox: _Inbox = asyncio.Queue()
         self._sequence = max(story.sequence_reserved if story.events else 0, self.log.last_sequence)
         self._reserved = story.sequence_reserved
@@ -91,6 +95,7 @@ class StoryRun:
         self._steps_before = 0
         self._steps_done = 0
         self._stage: Stage = "queued"
+        self._position = -1
         self._spec = story.spec(story.scheduling.deadline)
         self._timings = pb.StoryTimings()
 
@@ -151,8 +156,9 @@ class StoryRun:
                 self._frames[index] = FinishedFrame.from_bytes(await self._load(ArtifactKind.LATENTS, index))
         if not self.story.events:
             plan = self.story.plan
+            self._position = self._workshop.engine.waiting
             accepted = pb.StoryAccepted(
-                settings=plan.settings, queue_position=self._workshop.engine.waiting, frame_seeds=plan.frame_seeds
+                settings=plan.settings, queue_position=self._position, frame_seeds=plan.frame_seeds
             )
             await self._tell_durable(accepted=accepted)
 
@@ -255,7 +261,9 @@ class StoryRun:
     async def _handle(self, window: Window, message: messages.ToRun) -> None:
         match message:
             case messages.QueuePosition():
-                await self._progress(pb.STORY_STAGE_QUEUED, queue_position=message.position)
+                if message.position != self._position:
+                    self._position = message.position
+                    await self._progress(pb.STORY_STAGE_QUEUED, queue_position=message.position)
             case messages.EncodingStarted():
                 self._stage = "encoding"
                 await self._on_encoding()

@@ -141,7 +141,7 @@ class Supervisor:
             return await asyncio.shield(self._loading[spec.name])
         answer = self._loading[spec.name] = asyncio.get_running_loop().create_future()
         self._link.send(messages.LoadModel(spec.name, spec.folder, spec.warm_up))
-        seconds = await asyncio.shield(answer)
+        seconds: float = await asyncio.shield(answer)
         others = tuple(model for model in self._options.models if model.name != spec.name)
         self._options = replace(self._options, models=(*others, spec))
         return seconds

@@ -40,6 +40,11 @@ class TenantLimits(BaseModel):
     stories_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     stored_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
+    @property
+    def stored_bytes(self) -> int | None:
+        """``stored_mib`` in bytes."""
+        return None if self.stored_mib is None else int(self.stored_mib * 1024 * 1024)
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:

@@ -68,6 +68,7 @@ def serving(
     ready_file, log_file = folder / "ready", folder / "server.log"
     command = [sys.executable, "-m", "storyloom_server", "--model", str(model)]
     command += [] if "--port" in arguments else ["--port", "0"]
+    command += [] if "--state-folder" in arguments else ["--state-folder", str(folder / "state")]
     command += ["--ready-file", str(ready_file), *arguments]
     command += ["--backend", backend] if backend else ["--threads", "1"]
     paths = os.pathsep.join(str(ROOT / name) for name in FOLDERS)

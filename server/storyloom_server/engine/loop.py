@@ -1,7 +1,7 @@
 """The engine's loop: receive, do the next piece of work that the scheduler names, report.
 
-It is single-threaded and owns every model and every job's tensors. A job that raises or goes non-finite is failed alone;
-a batch that runs out of memory is tried again in smaller ones. Cancelled jobs leave between two pieces of work.
+It is single-threaded and owns every model and every job's tensors. A job that raises or goes non-finite is failed
+alone; a batch that runs out of memory is tried again in smaller ones. Cancelled jobs leave between two pieces of work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import fields
-from storyloom_server.scheduler import CostModel, Decode, Encode, Preview, Scheduler, Status, Step, StorySpec, Work, bucket
+from storyloom_server.scheduler import (
+    CostModel,
+    Decode,
+    Encode,
+    Preview,
+    Scheduler,
+    Status,
+    Step,
+    StorySpec,
+    Work,
+    bucket,
+)
 
 log = logging.getLogger("storyloom.engine")
 
@@ -189,7 +200,7 @@ class Engine:
         began = time.monotonic()
         try:
             backend.step([self._jobs[job_id].encoded for job_id in job_ids])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not take other jobs with it.
             self._after_failed_step(backend, job_ids, steps_before, error)
         seconds = time.monotonic() - began
         stepped = [

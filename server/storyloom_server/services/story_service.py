@@ -3,15 +3,17 @@
 import logging
 from collections.abc import AsyncIterator
 
-from storyloom.v1 import story_service_pb2_grpc
 from storyloom.v1 import story_service_pb2 as pb
+from storyloom.v1 import story_service_pb2_grpc
 from storyloom_server import errors
-from storyloom_server.access import Gate, Tenant
-from storyloom_server.desk import Desk, Order
+from storyloom_server.access import Gate
+from storyloom_server.desk import Desk
 from storyloom_server.logs import fields
-from storyloom_server.orders import OrderTaker
+from storyloom_server.metrics import Metrics
+from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.services.calls import Context, answered, page_size
 from storyloom_server.store import StoryState
+from storyloom_server.tenants import Tenant
 
 log = logging.getLogger("storyloom.service")
 
@@ -32,12 +34,14 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         gate: tells who calls.
         orders: checks what they ask for.
         desk: accepts stories and knows them all.
+        metrics: counts refusals, and what clients wait for.
     """
 
-    def __init__(self, gate: Gate, orders: OrderTaker, desk: Desk) -> None:
+    def __init__(self, gate: Gate, orders: OrderTaker, desk: Desk, metrics: Metrics) -> None:
         self._gate = gate
         self._orders = orders
         self._desk = desk
+        self._metrics = metrics
 
     @answered
     async def GenerateStory(self, request: pb.GenerateStoryRequest, context: Context) -> None:  # noqa: N802

@@ -7,8 +7,9 @@ the first call was stored and only its answer was lost.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Update, and_, case, delete, func, insert, select, update
+from sqlalchemy import Row, Update, and_, case, delete, func, insert, select, update
 
 from storyloom_server.store import quotas, tables
 from storyloom_server.store.database import Transaction, insert_new
@@ -44,7 +45,7 @@ def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) 
         RequestMismatchError: ``request_id`` was used for a request with another digest.
         QuotaExceededError: the tenant has as much as it may have.
     """
-    existing = _find_request(transaction, new)
+    existing = _accepted_before(transaction, new)
     if existing is not None:
         return existing
     if quota is not None:
@@ -72,7 +73,7 @@ def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) 
     }
     if not insert_new(transaction.connection, tables.story, values):
         # Another server was faster with the same request, or an earlier call was stored after all.
-        existing = _find_request(transaction, new)
+        existing = _accepted_before(transaction, new)
         if existing is not None:
             return existing
     return Accepted(_read(transaction, new.id), existing=False)
@@ -88,6 +89,22 @@ def get(transaction: Transaction, story_id: str, tenant: str) -> Story:
     if story.tenant != tenant:
         raise NotFoundError("story", story_id)
     return story
+
+
+def find_request(transaction: Transaction, tenant: str, request_id: str, request_digest: str) -> Story | None:
+    """The story that an earlier request with the same ``request_id`` became; None when there was none.
+
+    Raises:
+        RequestMismatchError: ``request_id`` was used for a request with another digest.
+    """
+    row = transaction.connection.execute(
+        select(*STORY_COLUMNS, _story.request_digest).where(_story.tenant == tenant, _story.request_id == request_id)
+    ).first()
+    if row is None:
+        return None
+    if row.request_digest != request_digest:
+        raise RequestMismatchError(request_id, row.id)
+    return make_story(row)
 
 
 def request(transaction: Transaction, story_id: str) -> bytes:
@@ -267,20 +284,11 @@ def _read(transaction: Transaction, story_id: str) -> Story:
     return make_story(row)
 
 
-def _find_request(transaction: Transaction, new: NewStory) -> Accepted | None:
-    """The story that an earlier request with the same ``request_id`` became."""
+def _accepted_before(transaction: Transaction, new: NewStory) -> Accepted | None:
     if new.request_id is None:
         return None
-    row = transaction.connection.execute(
-        select(*STORY_COLUMNS, _story.request_digest).where(
-            _story.tenant == new.tenant, _story.request_id == new.request_id
-        )
-    ).first()
-    if row is None:
-        return None
-    if row.request_digest != new.request_digest:
-        raise RequestMismatchError(new.request_id, row.id)
-    return Accepted(make_story(row), existing=row.id != new.id)
+    story = find_request(transaction, new.tenant, new.request_id, new.request_digest)
+    return None if story is None else Accepted(story, existing=story.id != new.id)
 
 
 def _change(transaction: Transaction, story_id: str, change: Update) -> None:

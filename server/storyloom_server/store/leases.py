@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import and_, case, or_, select, update
+from sqlalchemy import and_, case, or_, select, true, update
 
 from storyloom_server.store import tables
 from storyloom_server.store.database import Transaction
@@ -34,7 +34,9 @@ def renew(transaction: Transaction, running: Collection[str]) -> Renewal:
     )
 
 
-def adopt(transaction: Transaction, running: Collection[str] = (), *, limit: int = 100) -> Sequence[Story]:
+def adopt(
+    transaction: Transaction, running: Collection[str] = (), *, models: Collection[str] | None = None, limit: int = 100
+) -> Sequence[Story]:
     """Takes over open stories that nobody works on: of earlier lives of this server, and with leases that ran out.
 
     A story whose owner died while the engine worked on it counts one crash more. Servers that adopt at the same time
@@ -42,15 +44,17 @@ def adopt(transaction: Transaction, running: Collection[str] = (), *, limit: int
 
     Args:
         running: ids of all open stories that this server knows; they are left out.
+        models: those that this server serves; stories of others are left to other servers. None: any model.
         limit: stories at most; where as many come back, more may be left.
 
     Returns:
         The stories, oldest first, queued again. Number their events on from ``sequence_reserved``.
     """
     left_behind = and_(_story.replica == transaction.owner.replica, _story.life != transaction.owner.life)
+    served = true() if models is None else _story.model.in_(models)
     found = transaction.connection.execute(
         select(_story.id)
-        .where(_is_open, or_(left_behind, _story.lease_until <= transaction.now), _story.id.not_in(running))
+        .where(_is_open, served, or_(left_behind, _story.lease_until <= transaction.now), _story.id.not_in(running))
         .order_by(_story.created_at, _story.id)
         .limit(limit)
         .with_for_update(skip_locked=True)

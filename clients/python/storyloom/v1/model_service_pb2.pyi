@@ -94,13 +94,15 @@ class ImageSize(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_frames", "max_characters", "max_steps", "max_prompt_tokens")
+    __slots__ = ("max_frames", "max_characters", "max_steps", "max_prompt_tokens", "window_frames")
     MAX_FRAMES_FIELD_NUMBER: _ClassVar[int]
     MAX_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FRAMES_FIELD_NUMBER: _ClassVar[int]
     max_frames: int
     max_characters: int
     max_steps: int
     max_prompt_tokens: int
-    def __init__(self, max_frames: _Optional[int] = ..., max_characters: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ...) -> None: ...
+    window_frames: int
+    def __init__(self, max_frames: _Optional[int] = ..., max_characters: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., window_frames: _Optional[int] = ...) -> None: ...
