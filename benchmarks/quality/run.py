@@ -16,7 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,6 +26,7 @@ from benchmarks.quality.generate import SETTINGS, PictureStore, Sampling, Settin
 from benchmarks.quality.network import WEIGHTS, Reader
 from benchmarks.quality.stories import BenchStory, bench_story
 from storyloom_model.denoiser import Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.package import ModelPackage, PackageError
 
 SHOWN = 4  # stories on the contact sheet
@@ -39,8 +39,8 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
     @property
-    def of_torch(self) -> torch.dtype:
-        return torch.float32 if self is Dtype.float32 else torch.bfloat16
+    def options(self) -> ExecutionOptions:
+        return ExecutionOptions(dtype="float32" if self is Dtype.float32 else "bfloat16")
 
 
 def choose(names: str, package: ModelPackage) -> list[Setting]:
@@ -108,7 +108,7 @@ def main(
     cast = [bench_story(index, frames) for index in range(stories)]
     results = {RENDERS: measure(eye, cast, render_stories(cast, min(defaults.width, defaults.height)))}
     store = PictureStore(cache, fingerprint(model), str(dtype))
-    denoiser = Denoiser.load(model, device, dtype.of_torch)
+    denoiser = Denoiser.load(model, device, dtype.options)
     seconds: dict[str, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

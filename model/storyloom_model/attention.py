@@ -1,13 +1,14 @@
 """Auto-mask self-attention (AMSA) of Storynizor, as attention processors of a diffusers UNet.
 
-The processors hold no state. All that a pass needs and leaves behind is in a ``StoryAttention``, handed to the UNet as
-``cross_attention_kwargs={"story": story}``; without one the processors do what diffusers does.
+The processors hold no state. All that a pass needs and leaves behind is in an ``AttentionPass``, handed to the UNet as
+``cross_attention_kwargs={"story": story}``; without one the processors do what diffusers does. ``"text"`` beside it
+hands in the text's keys and values, which else are computed from the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -17,21 +18,99 @@ from torch.nn import functional as F
 from storyloom_kernels import GroupLayout, cross_attention_with_maps, cross_frame_attention
 from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
 
+TextKeysValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values of a text, [R, T, C] each, of every cross-attention layer in the UNet's order."""
 
-class StoryAttention:
-    """One UNet pass over R rows in groups. Make a new one for every pass.
+
+class AttentionPass:
+    """One UNet pass over R rows in groups, as tensors alone. Make a new one for every pass.
 
     A self-attention layer takes its masks from the mean map of all cross-attention layers before it in the pass. A
     layer that has none before it takes them from ``first_mask`` if given, else from ``previous_maps`` if given, else
     its frames see only themselves.
 
     Args:
-        layout: the groups of the R rows.
+        layout: the groups of the R rows, also as ``GroupLayout.bounds``: a captured graph then serves other groups.
         latent_size: height and width of the latents.
         token_mask: [R, K, T], non-zero where a token belongs to a character. Rows that nobody takes maps from are
             ignored.
+        source_of_row: int64 [R], for each row the place among the source rows of the one whose maps give its masks.
+        on: bool [R, 1], False for rows that show nothing to others; None: there is no attention across frames.
+        sources: int64 [S], the rows that ``source_of_row`` counts; None: all R.
         previous_maps: [S, K, h, w], ``average_maps()`` of the step before; 0 for rows that have none.
         first_mask: [S, h, w], the true foreground, to train with.
+        rule: how maps become masks.
+    """
+
+    def __init__(
+        self,
+        layout: GroupLayout | Tensor,
+        latent_size: Size,
+        token_mask: Tensor,
+        source_of_row: Tensor,
+        on: Tensor | None,
+        *,
+        sources: Tensor | None = None,
+        previous_maps: Tensor | None = None,
+        first_mask: Tensor | None = None,
+        rule: ForegroundRule | None = None,
+    ) -> None:
+        self.layout = layout
+        self.latent_size = latent_size
+        self.token_mask = token_mask
+        self._source_of_row = source_of_row
+        self._on = on
+        self._sources = sources
+        self._previous_maps = previous_maps
+        self._first_mask = first_mask
+        self._rule = rule or ForegroundRule()
+        self._stack = MapStack()
+
+    @property
+    def layer_maps(self) -> list[LayerMap]:
+        """Maps of every cross-attention layer that has run, in order, [S, K, N] each, with gradient."""
+        return self._stack.layers
+
+    def average_maps(self) -> Tensor:
+        """Mean over all layers at the latents' size, [S, K, h, w], without gradient: ``previous_maps`` of the next
+        step.
+        """
+        return self._stack.average(self.latent_size)
+
+    def record(self, maps: Tensor) -> None:
+        """Takes the maps [R, K, N] of a cross-attention layer."""
+        values = maps if self._sources is None else maps[self._sources]
+        self._stack.add(values, layer_size(self.latent_size, maps.shape[-1]))
+
+    @torch.no_grad()
+    def mask(self, positions: int) -> Tensor | None:
+        """The foreground that a self-attention layer shows to other frames: bool [R, N], or None where there is
+        none.
+        """
+        size = layer_size(self.latent_size, positions)
+        if self._on is None:
+            return None
+        if self._stack.layers:
+            masks = united_mask(self._stack.average(size), self._rule)
+        elif self._first_mask is not None:
+            pooled = F.adaptive_avg_pool2d(self._first_mask.float()[:, None], size)
+            masks = pooled.flatten(1) > 0.5
+        elif self._previous_maps is not None:
+            masks = united_mask(resize(self._previous_maps, size), self._rule)
+        else:
+            return None
+        return masks[self._source_of_row] & self._on
+
+
+class StoryAttention(AttentionPass):
+    """One UNet pass over R rows, said in groups and numbers.
+
+    Args:
+        layout: the groups of the R rows.
+        latent_size: height and width of the latents.
+        token_mask: [R, K, T], non-zero where a token belongs to a character.
+        previous_maps: [S, K, h, w], see ``AttentionPass``.
+        first_mask: [S, h, w], see ``AttentionPass``.
         cross_frame: False switches attention across frames off, for all groups or for each.
         mask_rows: for each row, the row whose maps give its masks; None: each row its own. The S rows that are named
             here, in ascending order, are the source rows.
@@ -64,54 +143,19 @@ class StoryAttention:
         for name, given in (("previous_maps", previous_maps), ("first_mask", first_mask)):
             if given is not None and (given.shape[0], *given.shape[-2:]) != (len(sources), *latent_size):
                 raise ValueError(f"{name} must have {len(sources)} rows of {latent_size}; got {list(given.shape)}")
-        self.layout = layout
-        self.latent_size = latent_size
-        self.token_mask = token_mask
-        self.crosses_frames = any(switches)
-        self._previous_maps = previous_maps
-        self._first_mask = first_mask
-        self._rule = rule or ForegroundRule()
-        self._stack = MapStack()
         device = token_mask.device
-        self._sources = None if len(sources) == layout.rows else torch.tensor(sources, device=device)
-        self._source_of_row = torch.tensor([sources.index(row) for row in rows], device=device)
         on = [switch for switch, frames in zip(switches, layout.frames, strict=True) for _ in range(frames)]
-        self._on = torch.tensor(on, device=device)[:, None]
-
-    @property
-    def layer_maps(self) -> list[LayerMap]:
-        """Maps of every cross-attention layer that has run, in order, [S, K, N] each, with gradient."""
-        return self._stack.layers
-
-    def average_maps(self) -> Tensor:
-        """Mean over all layers at the latents' size, [S, K, h, w], without gradient: ``previous_maps`` of the next
-        step.
-        """
-        return self._stack.average(self.latent_size)
-
-    def record(self, maps: Tensor) -> None:
-        """Takes the maps [R, K, N] of a cross-attention layer."""
-        values = maps if self._sources is None else maps[self._sources]
-        self._stack.add(values, layer_size(self.latent_size, maps.shape[-1]))
-
-    @torch.no_grad()
-    def mask(self, positions: int) -> Tensor | None:
-        """The foreground that a self-attention layer shows to other frames: bool [R, N], or None where there is
-        none.
-        """
-        size = layer_size(self.latent_size, positions)
-        if not self.crosses_frames:
-            return None
-        if self._stack.layers:
-            masks = united_mask(self._stack.average(size), self._rule)
-        elif self._first_mask is not None:
-            pooled = F.adaptive_avg_pool2d(self._first_mask.float()[:, None], size)
-            masks = pooled.flatten(1) > 0.5
-        elif self._previous_maps is not None:
-            masks = united_mask(resize(self._previous_maps, size), self._rule)
-        else:
-            return None
-        return masks[self._source_of_row] & self._on
+        super().__init__(
+            layout,
+            latent_size,
+            token_mask,
+            torch.tensor([sources.index(row) for row in rows], device=device),
+            torch.tensor(on, device=device)[:, None] if any(on) else None,
+            sources=None if len(sources) == layout.rows else torch.tensor(sources, device=device),
+            previous_maps=previous_maps,
+            first_mask=first_mask,
+            rule=rule,
+        )
 
 
 _PLAIN: Any = AttnProcessor2_0()
@@ -127,7 +171,8 @@ class StorySelfAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        story: StoryAttention | None = None,
+        story: AttentionPass | None = None,
+        text: TextKeysValues | None = None,
     ) -> Tensor:
         mask = None if story is None else story.mask(hidden_states.shape[1])
         if story is None or mask is None:
@@ -138,7 +183,14 @@ class StorySelfAttention:
 
 
 class StoryCrossAttention:
-    """Text cross-attention, unchanged, that leaves the characters' maps behind."""
+    """Text cross-attention, unchanged, that leaves the characters' maps behind.
+
+    Args:
+        layer: its place among the UNet's cross-attention layers.
+    """
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
 
     def __call__(
         self,
@@ -147,13 +199,17 @@ class StoryCrossAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        story: StoryAttention | None = None,
+        story: AttentionPass | None = None,
+        text: TextKeysValues | None = None,
     ) -> Tensor:
-        if story is None or encoder_hidden_states is None:
+        if encoder_hidden_states is None or (story is None and text is None):
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         q = _heads(attn, attn.to_q(hidden_states))
-        k, v = (_heads(attn, project(encoder_hidden_states)) for project in (attn.to_k, attn.to_v))
+        projected = keys_values(attn, encoder_hidden_states) if text is None else text[self._layer]
+        k, v = (_heads(attn, one) for one in projected)
+        if story is None:
+            return _output(attn, F.scaled_dot_product_attention(q, k, v))
         out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
         story.record(maps)
         return _output(attn, out)
@@ -165,6 +221,9 @@ def install_story_attention(unet: Any) -> None:
     Raises:
         ValueError: the UNet has attention layers of a kind that AMSA is not defined for.
     """
+    if unet.config.get("encoder_hid_dim_type") is not None:
+        raise ValueError("the UNet projects its text once more; use a UNet in the form of Stable Diffusion's")
+    layer = 0
     for name, module in unet.named_modules():
         if not isinstance(module, Attention):
             continue
@@ -173,8 +232,25 @@ def install_story_attention(unet: Any) -> None:
             raise ValueError(
                 f"{name} is not a plain transformer attention; use a UNet in the form of Stable Diffusion's"
             )
-        processor: Any = StoryCrossAttention() if module.is_cross_attention else StorySelfAttention()
+        processor: Any = StoryCrossAttention(layer) if module.is_cross_attention else StorySelfAttention()
         module.set_processor(processor)
+        layer += module.is_cross_attention
+
+
+def text_keys_values(unet: Any, text: Tensor) -> TextKeysValues:
+    """What every cross-attention layer makes of a text [R, T, D]; it is the same at every step.
+
+    Args:
+        unet: with ``install_story_attention``.
+        text: embeddings.
+    """
+    layers = (module for module in unet.modules() if isinstance(module, Attention) and module.is_cross_attention)
+    return tuple(keys_values(layer, text) for layer in layers)
+
+
+def keys_values(attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer, [R, T, C] each."""
+    return attn.to_k(text), attn.to_v(text)
 
 
 def _heads(attn: Attention, projected: Tensor) -> Tensor:

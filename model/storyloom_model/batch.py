@@ -1,48 +1,161 @@
-"""Puts the rows of several stories into one UNet call, and takes them apart again."""
+"""Puts the rows of several stories into the tensors of one UNet call, and takes what comes out apart again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from storyloom_kernels import GroupLayout
-from storyloom_model.attention import StoryAttention
+from storyloom_model.attention import AttentionPass
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.state import StoryState
 
+Tensors: TypeAlias = Mapping[str, Tensor]
+UNetCall: TypeAlias = Callable[[Tensors], Tensors]
 
-def predict(unet: Any, states: Sequence[StoryState], rule: ForegroundRule) -> list[Tensor]:
-    """One UNet call over all rows of all stories.
+_PER_SOURCE = ("attention.sources", "attention.previous_maps")
+"""Inputs that have a row for each source row; all others have one for each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Rows and characters that a call is padded to, so that calls of different stories have the same shapes."""
+
+    rows: int
+    cast: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a step found for one story: values [F, C, h, w] float32, guidance applied, and the group's new maps."""
+
+    values: Tensor
+    maps: Tensor | None
+
+
+def predict(call: UNetCall, states: Sequence[StoryState], capacity: Capacity | None = None) -> list[Prediction]:
+    """One UNet call over all rows of all stories. The states are only read.
 
     Each story's rows are contiguous: the negative prompt's group, if the story is guided, then the prompts' group; each
-    is the frames, then the anchors. Leaves the new ``previous_maps`` in the states.
+    is the frames, then the anchors.
+
+    Args:
+        call: ``unet_pass`` of a UNet, in whatever way it is run.
+        states: stories of one compatibility key; steps, solvers, frame counts and guidance may differ.
+        capacity: what to pad to; None: the call is as large as the stories.
+    """
+    inputs = collate(states)
+    outputs = call(inputs if capacity is None else pad(inputs, capacity))
+    rows = inputs["latents"].shape[0]
+    values = torch.split(outputs["values"][:rows].float(), [state.rows for state in states])
+    maps = _maps_by_story(states, outputs.get("maps"))
+    return [Prediction(_guide(state, own), new) for state, own, new in zip(states, values, maps, strict=True)]
+
+
+def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
+    """The UNet on what ``collate`` made: tensors in, tensors out, and nothing read on the host between.
 
     Args:
         unet: with ``install_story_attention``.
-        states: stories of one compatibility key; steps, solvers, frame counts and guidance may differ.
         rule: how maps become masks.
+        inputs: of R rows; those whose names begin with "attention." are there if any story needs them.
 
     Returns:
-        For each story the prediction [F, C, h, w] float32, guidance applied.
+        "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
     """
-    inputs = [_branches(state, _model_input(state)) for state in states]
-    device, dtype = states[0].text.device, states[0].text.dtype
-    times = [state.solver.timestep for state in states for _ in range(state.rows)]
-    story = _story_attention(states, rule)
-    outputs: Tensor = unet(
-        torch.cat(inputs).to(dtype),
-        torch.tensor(times, device=device),
-        encoder_hidden_states=torch.cat([state.text for state in states]),
-        cross_attention_kwargs=None if story is None else {"story": story},
+    latents = inputs["latents"]
+    layers = sum(name.startswith("key.") for name in inputs)
+    options: dict[str, Any] = {"text": [(inputs[f"key.{layer}"], inputs[f"value.{layer}"]) for layer in range(layers)]}
+    if "attention.bounds" in inputs:
+        options["story"] = AttentionPass(
+            inputs["attention.bounds"],
+            (latents.shape[-2], latents.shape[-1]),
+            inputs["attention.token_mask"],
+            inputs["attention.source_of_row"],
+            inputs["attention.on"],
+            sources=inputs.get("attention.sources"),
+            previous_maps=inputs.get("attention.previous_maps"),
+            rule=rule,
+        )
+    values: Tensor = unet(
+        latents,
+        inputs["times"],
+        encoder_hidden_states=inputs["text"],
+        cross_attention_kwargs=options,
         return_dict=False,
     )[0]
-    if story is not None:
-        _keep_maps(states, story.average_maps())
-    by_story = torch.split(outputs.float(), [state.rows for state in states])
-    return [_guide(state, rows) for state, rows in zip(states, by_story, strict=True)]
+    return {"values": values} | ({"maps": options["story"].average_maps()} if "story" in options else {})
+
+
+def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
+    """The inputs of ``unet_pass`` for all rows of some stories."""
+    device, dtype = states[0].text.device, states[0].text.dtype
+    times = [float(state.solver.timestep) for state in states for _ in range(state.rows)]
+    inputs = {
+        "latents": torch.cat([_branches(state, _model_input(state)) for state in states]).to(dtype),
+        "times": torch.tensor(times, device=device),
+        "text": _joined([state.text for state in states]),
+    }
+    for layer, of_stories in enumerate(zip(*(state.text_keys_values for state in states), strict=True)):
+        inputs[f"key.{layer}"] = _joined([keys for keys, _ in of_stories])
+        inputs[f"value.{layer}"] = _joined([values for _, values in of_stories])
+    if any(state.crosses_frames for state in states):
+        inputs |= {f"attention.{name}": value for name, value in _attention(states, device).items()}
+    return inputs
+
+
+def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
+    """Grows what ``collate`` made to a capacity. The rows added are groups of their own and show nothing.
+
+    Shapes then depend only on the capacity and on whether any story has attention across frames: there are as many
+    source rows as rows, and maps of a step before even where there was none, which are 0.
+    """
+    latents = inputs["latents"]
+    rows, missing = len(latents), capacity.rows - len(latents)
+    grown = {name: _grow(value, len(value) + missing) for name, value in inputs.items() if name not in _PER_SOURCE}
+    if "attention.bounds" not in inputs:
+        return grown
+    sources = inputs.get("attention.sources", torch.arange(rows, device=latents.device))
+    cast = inputs["attention.token_mask"].shape[1]
+    no_maps = torch.zeros(0, cast, *latents.shape[-2:], device=latents.device)
+    maps = inputs.get("attention.previous_maps", no_maps)
+    own = torch.arange(rows, capacity.rows, device=latents.device)
+    grown["attention.bounds"][rows:] = torch.stack([own, own + 1], dim=1)
+    grown["attention.token_mask"] = _pad_cast(grown["attention.token_mask"], capacity.cast)
+    grown["attention.sources"] = _grow(sources, capacity.rows)
+    grown["attention.previous_maps"] = _pad_cast(_grow(maps, capacity.rows), capacity.cast)
+    return grown
+
+
+def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, Tensor]:
+    """What ``AttentionPass`` wants, for stories of which some need it."""
+    cast = max(state.token_mask.shape[1] for state in states)
+    groups: list[int] = []
+    on: list[bool] = []
+    sources: list[int] = []
+    source_of_row: list[int] = []
+    for state in states:
+        rows, branches = state.job.group, 2 if state.job.guided else 1
+        groups += [rows] * branches
+        # Both branches take the masks of the prompt's branch.
+        source_of_row += list(range(len(sources), len(sources) + rows)) * branches
+        sources += range(len(on) + (branches - 1) * rows, len(on) + branches * rows)
+        on += [state.crosses_frames] * (rows * branches)
+    inputs = {
+        "bounds": GroupLayout(tuple(groups)).bounds(device),
+        "token_mask": torch.cat([_branches(state, _pad_cast(state.token_mask, cast)) for state in states]),
+        "source_of_row": torch.tensor(source_of_row, device=device),
+        "on": torch.tensor(on, device=device)[:, None],
+    }
+    if len(sources) < len(on):
+        inputs["sources"] = torch.tensor(sources, device=device)
+    if any(state.previous_maps is not None for state in states):
+        inputs["previous_maps"] = torch.cat([_pad_cast(_maps_or_zero(state), cast) for state in states])
+    return inputs
 
 
 def _model_input(state: StoryState) -> Tensor:
@@ -70,44 +183,16 @@ def _guide(state: StoryState, rows: Tensor) -> Tensor:
     return negative + state.job.guidance_scale * (positive - negative)
 
 
-def _story_attention(states: Sequence[StoryState], rule: ForegroundRule) -> StoryAttention | None:
-    """The attention context of the batch, or None when no story needs one."""
-    if not any(state.crosses_frames for state in states):
-        return None
-    groups: list[int] = []
-    switches: list[bool] = []
-    mask_rows: list[int] = []
-    for state in states:
-        rows, branches = state.job.group, 2 if state.job.guided else 1
-        first_prompt_row = len(mask_rows) + (branches - 1) * rows
-        groups += [rows] * branches
-        switches += [state.crosses_frames] * branches
-        # Both branches take the masks of the prompt's branch.
-        mask_rows += list(range(first_prompt_row, first_prompt_row + rows)) * branches
-    latent_height, latent_width = states[0].latents.shape[-2:]
-    return StoryAttention(
-        GroupLayout(tuple(groups)),
-        (latent_height, latent_width),
-        _token_mask(states),
-        previous_maps=_previous_maps(states),
-        cross_frame=switches,
-        mask_rows=mask_rows,
-        rule=rule,
-    )
-
-
-def _token_mask(states: Sequence[StoryState]) -> Tensor:
-    """bool [rows, K, T], K being the largest cast; characters that a story lacks have no tokens."""
-    cast = max(state.token_mask.shape[1] for state in states)
-    return torch.cat([_branches(state, _pad_cast(state.token_mask, cast)) for state in states])
-
-
-def _previous_maps(states: Sequence[StoryState]) -> Tensor | None:
-    """[prompt rows, K, h, w], or None when no story has any; 0 for stories that have none."""
-    cast = max(state.token_mask.shape[1] for state in states)
-    if all(state.previous_maps is None for state in states):
-        return None
-    return torch.cat([_pad_cast(_maps_or_zero(state), cast) for state in states])
+def _maps_by_story(states: Sequence[StoryState], maps: Tensor | None) -> list[Tensor | None]:
+    """Each story's own characters' maps, [G, K, h, w] each; None for those that need none."""
+    if maps is None:
+        return [None] * len(states)
+    groups = [state.job.group for state in states]
+    by_story = torch.split(maps[: sum(groups)], groups)
+    return [
+        own[:, : state.token_mask.shape[1]].clone() if state.crosses_frames else None
+        for state, own in zip(states, by_story, strict=True)
+    ]
 
 
 def _maps_or_zero(state: StoryState) -> Tensor:
@@ -118,14 +203,16 @@ def _maps_or_zero(state: StoryState) -> Tensor:
 
 
 def _pad_cast(values: Tensor, cast: int) -> Tensor:
-    """[G, k, ...] -> [G, cast, ...], filled with 0 or False."""
-    missing = values.new_zeros(values.shape[0], cast - values.shape[1], *values.shape[2:])
+    """[G, k, ...] -> [G, cast, ...], filled with 0 or False; those with more characters stay as they are."""
+    missing = values.new_zeros(values.shape[0], max(cast - values.shape[1], 0), *values.shape[2:])
     return torch.cat([values, missing], dim=1)
 
 
-def _keep_maps(states: Sequence[StoryState], maps: Tensor) -> None:
-    """Gives each story its own characters' maps, [G, K, h, w] each."""
-    by_story = torch.split(maps, [state.job.group for state in states])
-    for state, own in zip(states, by_story, strict=True):
-        if state.crosses_frames:
-            state.previous_maps = own[:, : state.token_mask.shape[1]].clone()
+def _grow(values: Tensor, rows: int) -> Tensor:
+    """[n, ...] -> a copy [rows, ...], filled with 0 or False."""
+    return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts in one tensor; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,22 +15,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyloom_model.adapters import load_adapter, with_adapter
-from storyloom_model.attention import install_story_attention
-from storyloom_model.batch import predict
+from storyloom_model.attention import install_story_attention, text_keys_values
+from storyloom_model.batch import Capacity, Prediction, predict
 from storyloom_model.checkpoint import pack, unpack
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
 from storyloom_model.encoder import TextEncoder
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.jobs import AnchorFrame, StoryJob
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
+from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.runner import Runner
 from storyloom_model.solvers import SOLVERS, Solver, check_schedule
 from storyloom_model.state import CompatibilityKey, StoryState
+
+DEFAULT_OPTIONS = ExecutionOptions()
 
 
 class JobError(ValueError):
@@ -46,31 +53,47 @@ class Denoiser:
     Args:
         package: a checked package.
         components: its modules, in evaluation mode.
+        options: how the UNet is run; those of the modules' dtype.
         one_call: True makes all stories share a UNet call, False gives each its own; None chooses by device.
 
     Raises:
         PackageError: the package's adapters, noise schedule, sizes or limits do not fit its modules.
+        ValueError: the device lacks what the options ask for.
     """
 
-    def __init__(self, package: ModelPackage, components: Components, *, one_call: bool | None = None) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        components: Components,
+        options: ExecutionOptions = DEFAULT_OPTIONS,
+        *,
+        one_call: bool | None = None,
+    ) -> None:
+        self.device: torch.device = components.unet.device
+        options.check_device(self.device.type)
         self.manifest: Manifest = package.manifest
         self._unet = components.unet
         self._schedule = components.scheduler
-        self._one_call = components.unet.device.type != "cpu" if one_call is None else one_call
+        self._one_call = self.device.type != "cpu" if one_call is None else one_call
         self._rule = ForegroundRule(self.manifest.attention.threshold, self.manifest.attention.value)
         try:
             check_schedule(self._schedule)
             install_story_attention(self._unet)
-            if components.unet.device.type == "cuda":
+            if self.device.type == "cuda":
                 for module in (components.unet, components.vae):
                     fuse_group_norms(module)
         except ValueError as error:
             raise PackageError(f"{package.folder}: {error}") from error
+        if options.channels_last:
+            for module in (components.unet, components.vae):
+                module.to(memory_format=torch.channels_last)
         self._package_fingerprint = package_fingerprint(package)
         self._unets = {None: self._unet} | {
             name: with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
             for name in self.manifest.adapters
         }
+        self._options = options
+        self._runner = Runner(self._unets, self._rule, options)
         self._text_encoder = TextEncoder(components.tokenizer, components.text_encoder)
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
@@ -80,7 +103,7 @@ class Denoiser:
         cls,
         folder: Path,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        options: ExecutionOptions = DEFAULT_OPTIONS,
         *,
         one_call: bool | None = None,
     ) -> Self:
@@ -89,14 +112,17 @@ class Denoiser:
         Args:
             folder: of the package.
             device: such as "cpu" or "cuda:0".
-            dtype: of the weights; latents and solvers stay float32.
+            options: how the UNet is run.
             one_call: see the class.
 
         Raises:
             PackageError: the folder is not a usable package.
+            ValueError: the device lacks what the options ask for.
         """
+        options.check_device(torch.device(device).type)
         package = ModelPackage.load(folder)
-        return cls(package, load_components(package, device, dtype), one_call=one_call)
+        dtype: torch.dtype = getattr(torch, options.dtype)
+        return cls(package, load_components(package, device, dtype), options, one_call=one_call)
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:
@@ -115,18 +141,16 @@ class Denoiser:
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(text.device))
+        adapter = Manifest.adapter_key(job.adapter)
         return StoryState(
             job=job,
             key=CompatibilityKey(
-                model=self.manifest.name,
-                width=job.width,
-                height=job.height,
-                adapter=Manifest.adapter_key(job.adapter),
-                dtype=str(text.dtype),
+                model=self.manifest.name, width=job.width, height=job.height, adapter=adapter, dtype=str(text.dtype)
             ),
             solver=solver,
             latents=latents,
             text=text,
+            text_keys_values=text_keys_values(self._unets[adapter], text),
             token_mask=self._text_encoder.token_mask(prompts, job.characters),
             predicted=torch.zeros_like(latents),
             anchors=_read_latents(job.anchors, shape).to(text.device),
@@ -145,15 +169,17 @@ class Denoiser:
 
         Raises:
             ValueError: the stories cannot take a step together.
+            Exception: whatever the UNet raises. Stories of the call that raised it are as they were before, and may be
+                stepped again; see ``is_out_of_memory``.
         """
         if not states or len({state.key for state in states}) != 1:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
-        unet = self._unets[states[0].key.adapter]
         for together in [states] if self._one_call else [[state] for state in states]:
-            for state, prediction in zip(together, predict(unet, together, self._rule), strict=True):
-                state.latents, state.predicted = state.solver.advance(state.latents, prediction)
+            for state, prediction in zip(together, self._predict(together), strict=True):
+                state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
+                state.previous_maps = prediction.maps
                 if not torch.isfinite(state.latents).all():
                     state.error = f"the latents became non-finite at step {state.step_index} of {state.steps}"
 
@@ -235,6 +261,36 @@ class Denoiser:
         state = self.encode(job)
         unpack(state, data, self._fingerprint(job))
         return state
+
+    @staticmethod
+    def is_out_of_memory(error: BaseException) -> bool:
+        """Whether an error that a call raised says that memory ran out: fewer rows at once may pass."""
+        return is_out_of_memory(error)
+
+    def take_peak_bytes(self) -> int | None:
+        """The most device memory in use at once since the last call; None on the CPU."""
+        return take_peak_bytes(self.device)
+
+    def memory_bytes(self) -> int | None:
+        """The device's memory in all; None on the CPU."""
+        return memory_bytes(self.device)
+
+    def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
+        """One UNet call for all states, padded to a bucket where stories share calls."""
+        bucket = self._options.bucket(sum(state.rows for state in states)) if self._one_call else None
+        cast = max(self.manifest.limits.max_characters, *(state.token_mask.shape[1] for state in states))
+        try:
+            return predict(
+                partial(self._runner.call, states[0].key.adapter),
+                states,
+                None if bucket is None else Capacity(bucket, cast),
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                # Frames of the call that failed still hold its tensors.
+                traceback.clear_frames(error.__traceback__)
+                self._runner.release()
+            raise
 
     def _fingerprint(self, job: StoryJob) -> str:
         return f"{self._package_fingerprint}-{self._unet.dtype}-{job_fingerprint(job)}"

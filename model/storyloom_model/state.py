@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from storyloom_model.attention import TextKeysValues
 from storyloom_model.jobs import StoryJob
 from storyloom_model.solvers import Solver
 
@@ -27,9 +28,10 @@ class StoryState:
 
     A guidance branch has G = F + A rows: the frames, then the anchors. ``latents`` and ``predicted`` are [F, C, h, w]
     float32, as the solver wants them and as the last step expects the end to be. ``text`` is [rows, T, D], the negative
-    prompt's rows first if the story is guided. ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final
-    latents and ``anchor_noise`` is what they are seen under, [A, C, h, w] float32 both. ``previous_maps`` is
-    [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
+    prompt's rows first if the story is guided; ``text_keys_values`` is what the layers of its UNet make of it.
+    ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final latents and ``anchor_noise`` is what they are
+    seen under, [A, C, h, w] float32 both. ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says
+    what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -37,6 +39,7 @@ class StoryState:
     solver: Solver
     latents: Tensor
     text: Tensor
+    text_keys_values: TextKeysValues
     token_mask: Tensor
     predicted: Tensor
     anchors: Tensor
@@ -58,6 +61,13 @@ class StoryState:
     def done(self) -> bool:
         """True after the last step."""
         return self.solver.index >= self.solver.steps
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the story, the solver's history included; text keys and values are most of them."""
+        own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
+        kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
+        return sum(value.nbytes for value in kept) + (0 if self.previous_maps is None else self.previous_maps.nbytes)
 
     @property
     def rows(self) -> int:

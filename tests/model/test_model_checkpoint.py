@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.state import StoryState
 from tests.model.tiny import build_tiny_package, tiny_anchors, tiny_job
 
@@ -98,7 +99,7 @@ def test_a_checkpoint_of_another_job_model_or_dtype_is_refused(
         (denoiser, dataclasses.replace(state.job, frames=state.job.frames[::-1])),
         (denoiser, dataclasses.replace(state.job, anchors=tiny_anchors(denoiser, 1))),
         (Denoiser.load(build_tiny_package(tmp_path / "other", seed=1)), state.job),
-        (Denoiser.load(tiny_package, dtype=torch.bfloat16), state.job),
+        (Denoiser.load(tiny_package, options=ExecutionOptions(dtype="bfloat16")), state.job),
     ]
     for other, job in others:
         with pytest.raises(CheckpointError, match="of another job, or of another model"):

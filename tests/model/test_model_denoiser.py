@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyloom_model.denoiser import Denoiser, JobError
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
 from tests.model.tiny import build_tiny_package, finish, tiny_job
@@ -116,7 +117,7 @@ def test_a_story_does_not_notice_the_others(denoiser: Denoiser, batch: list[tupl
 
 def test_stories_that_share_a_call_keep_their_own_pictures(tiny_package: Path, denoiser: Denoiser) -> None:
     """Rounding differs between batch sizes, and may flip a position of a mask; mixing up rows would do far more."""
-    one_call = Denoiser.load(tiny_package, one_call=True)
+    one_call = Denoiser.load(tiny_package, options=ExecutionOptions(buckets=()), one_call=True)
     jobs = [
         tiny_job(3, seed=1, steps=3),
         tiny_job(4, seed=2, steps=5, guidance_scale=1.0, solver="euler"),
@@ -208,7 +209,7 @@ def test_packages_of_different_seeds_make_different_pictures(tmp_path: Path, den
 
 
 def test_a_shorter_type_takes_the_same_path(tiny_package: Path, denoiser: Denoiser) -> None:
-    short = Denoiser.load(tiny_package, dtype=torch.bfloat16)
+    short = Denoiser.load(tiny_package, options=ExecutionOptions(dtype="bfloat16"))
     state = finish(short, tiny_job(2))
     assert state.latents.dtype == torch.float32
     assert state.key != denoiser.encode(tiny_job(2)).key

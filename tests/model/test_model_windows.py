@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyloom_model.windows import Window, choose_anchors, plan_windows
@@ -12,6 +12,7 @@ casts = st.lists(st.lists(st.sampled_from(["mia", "bo", "cat"]), max_size=3, uni
 sizes = st.integers(1, 12).flatmap(lambda window: st.tuples(st.just(window), st.integers(0, window - 1)))
 
 
+@settings(deadline=None)
 @given(casts, sizes)
 def test_every_frame_is_made_once_and_sees_only_what_exists(story: list[list[str]], size: tuple[int, int]) -> None:
     window, anchors = size
@@ -29,6 +30,7 @@ def test_every_frame_is_made_once_and_sees_only_what_exists(story: list[list[str
     assert made == list(range(len(story)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), sizes)
 def test_the_cost_of_a_frame_is_flat(frames: int, size: tuple[int, int]) -> None:
     """Rows of all windows, per frame, never pass those of a full later window; only the last may be short."""
@@ -39,6 +41,7 @@ def test_the_cost_of_a_frame_is_flat(frames: int, size: tuple[int, int]) -> None
     assert rows <= sum(len(part.frames) for part in plan[:-1]) * window / (window - anchors)
 
 
+@settings(deadline=None)
 @given(casts, st.sets(st.integers(0, 59), min_size=1, max_size=4), st.integers(1, 6))
 def test_with_room_enough_every_character_that_was_seen_is_shown(
     story: list[list[str]], new: set[int], count: int
