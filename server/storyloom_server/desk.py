@@ -319,7 +319,7 @@ class Desk:
     def _start(self, story: AcceptedStory, metadata: Metadata = ()) -> None:
         frames = len(story.plan.job.frames)
         trace = self._tracing.story(metadata, story.story_id, model=story.plan.model, frames=frames)
-        run = self._runs[story.story_id] = StoryRun(story, self._workshop, trace)
+        run = self._runs[story.story_id] = StoryRun(story, self._workshop, trace, self.waiting)
         log.info(
             "story accepted",
             extra=fields(story_id=story.story_id, model=story.plan.model, frames=frames, open=len(self._runs)),

@@ -80,7 +80,7 @@ _Inbox: TypeAlias = asyncio.Queue[messages.ToRun | _Stop]
 class StoryRun:
     """Works on one story. ``run`` is its whole life; everything else is for those who look on."""
 
-    def __init__(self, story: AcceptedStory, workshop: Workshop, trace: StoryTrace) -> None:
+    def __init__(self, story: AcceptedStory, workshop: Workshop, trace: StoryTrace, queue_position: int) -> None:
         self.story = story
         self.log = EventLog(story.events)
         self.left_queue = False
@@ -95,7 +95,7 @@ class StoryRun:
         self._steps_before = 0
         self._steps_done = 0
         self._stage: Stage = "queued"
-        self._position = -1
+        self._position = queue_position
         self._spec = story.spec(story.scheduling.deadline)
         self._timings = pb.StoryTimings()
 
@@ -156,7 +156,6 @@ class StoryRun:
                 self._frames[index] = FinishedFrame.from_bytes(await self._load(ArtifactKind.LATENTS, index))
         if not self.story.events:
             plan = self.story.plan
-            self._position = self._workshop.engine.waiting
             accepted = pb.StoryAccepted(
                 settings=plan.settings, queue_position=self._position, frame_seeds=plan.frame_seeds
             )

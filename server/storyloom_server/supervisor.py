@@ -98,11 +98,6 @@ class Supervisor:
         """Where the engine is in its life."""
         return self._status
 
-    @property
-    def waiting(self) -> int:
-        """Jobs that wait in the engine's queue."""
-        return sum(not job.left_queue for job in self._jobs.values())
-
     def start(self) -> None:
         """Starts the first engine process; ``wait_for`` tells when it can take jobs."""
         self._task = asyncio.create_task(self._keep_alive(), name="engine-supervisor")

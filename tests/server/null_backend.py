@@ -92,9 +92,9 @@ class NullBackend:
     def final_latents(self, state: NullState) -> list[bytes]:
         return [(colour % 2**32).to_bytes(4, "little") for colour in state.colours]
 
-    def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, bytes]:
-        look = np.bincount(picture[0, 0] // 64, minlength=4).astype("<f4") / 3
-        return {name: look.tobytes() for name in state.job.frames[frame].prompt.spans}
+    def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        look = np.bincount(picture[0, 0] // 64, minlength=4).astype(np.float32) / 3
+        return {name: look for name in state.job.frames[frame].prompt.spans}
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

@@ -117,11 +117,49 @@ def story(*prompts: str, steps: int = 4, seed: int | None = 7, **settings: Any) 
     )
 
 
-def generate(channel: grpc.Channel, asked: story_pb2.Story, timeout: float = 90.0) -> Any:
+def generate(channel: grpc.Channel, asked: story_pb2.Story, timeout: float = 90.0, **fields: Any) -> Any:
     """Starts a story; the call is an iterator of its events. Untyped, since the stubs know too little of calls."""
-    stub = story_service_pb2_grpc.StoryServiceStub(channel)
-    request = story_service_pb2.GenerateStoryRequest(story=asked)
-    return stub.GenerateStory(request, timeout=timeout)
+    request = story_service_pb2.GenerateStoryRequest(story=asked, **fields)
+    return stories(channel).GenerateStory(request, timeout=timeout)
+
+
+def create(channel: grpc.Channel, asked: story_pb2.Story, **fields: Any) -> str:
+    """Starts a story that nobody reads; returns its id."""
+    request = story_service_pb2.CreateStoryRequest(story=asked, **fields)
+    return str(stories(channel).CreateStory(request, timeout=30).story.story_id)
+
+
+def stories(channel: grpc.Channel) -> Any:
+    """The stub of the story service, untyped."""
+    return story_service_pb2_grpc.StoryServiceStub(channel)
+
+
+def watch(channel: grpc.Channel, story_id: str, after: int = 0, timeout: float = 90.0) -> Any:
+    """Reads a story's events, old and new."""
+    request = story_service_pb2.WatchStoryRequest(story_id=story_id, after_sequence=after)
+    return stories(channel).WatchStory(request, timeout=timeout)
+
+
+def record(channel: grpc.Channel, story_id: str, *, images: bool = False) -> story_service_pb2.StoryRecord:
+    """What the server knows of a story."""
+    request = story_service_pb2.GetStoryRequest(story_id=story_id, include_images=images)
+    found: story_service_pb2.StoryRecord = stories(channel).GetStory(request, timeout=30).story
+    return found
+
+
+def ended(channel: grpc.Channel, story_id: str, seconds: float = 60.0) -> story_service_pb2.StoryRecord:
+    """Waits until a story has ended, however it did, and returns it with its pictures."""
+    open_states = (story_service_pb2.STORY_STATE_QUEUED, story_service_pb2.STORY_STATE_RUNNING)
+    wait_until(lambda: record(channel, story_id).state not in open_states, seconds)
+    return record(channel, story_id, images=True)
+
+
+def until_step(call: Any, step: int = 1) -> str:
+    """Reads until the story has taken so many steps; returns its id."""
+    for event in call:
+        if event.progress.step >= step:
+            return str(event.story_id)
+    raise AssertionError(f"the story never took step {step}")
 
 
 def error_details(error: Any) -> dict[str, Any]:

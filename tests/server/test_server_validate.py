@@ -163,11 +163,11 @@ def test_frames_without_characters_are_fine(catalog: ModelCatalog) -> None:
 
 def test_too_many_frames_and_characters_are_counted(catalog: ModelCatalog) -> None:
     story = good_story()
-    story.frames.extend([pb.Frame(prompt="a dog")] * 10)
+    story.frames.extend([pb.Frame(prompt="a dog")] * 238)
     story.characters.extend(pb.Character(name=f"c{n}", description="a cat") for n in range(2))
     found = violations(story, catalog)
     assert found == {
-        "story.frames": "13 frames; tiny takes 12 at most",
+        "story.frames": "241 frames; tiny takes 240 at most",
         "story.characters": "4 characters; the model takes 3 at most",
     }
 
