@@ -1,7 +1,0 @@
-class Safety:
-    @classmethod
-    def from_options(cls, options):
-        return cls()
-
-    async def check_prompts(self, plan):
-        pass
