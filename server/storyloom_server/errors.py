@@ -38,8 +38,9 @@ _LISTED = 3
 _MAX_QUOTE = 64
 # HTTP/2 peers take 8 KiB of trailers, and a status is in there twice: as message and, in base64, as details. The number
 # of all violations is in the ErrorInfo's metadata.
-_MAX_MESSAGE = 1000
+_MAX_MESSAGE_BYTES = 1500
 _MAX_VIOLATIONS_BYTES = 3000
+_MAX_DESCRIPTION = 300
 
 
 @dataclass(eq=False)
@@ -87,9 +88,7 @@ class StoryError(Exception):
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         details.extend(self.details)
         return status_pb2.Status(
-            code=self.code.value[0],
-            message=_short(self.message, _MAX_MESSAGE),
-            details=[_pack(detail) for detail in details],
+            code=self.code.value[0], message=_that_travels(self.message), details=[_pack(detail) for detail in details]
         )
 
 
@@ -102,7 +101,7 @@ def _pack(message: Message) -> any_pb2.Any:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: StoryError) -> NoReturn:
     """Ends the call with ``error``. Before the first event this sends trailers only, so that clients may retry."""
     metadata = ((DETAILS_KEY, error.status().SerializeToString()), *error.trailers)
-    await context.abort(error.code, _short(error.message, _MAX_MESSAGE), trailing_metadata=metadata)
+    await context.abort(error.code, _that_travels(error.message), trailing_metadata=metadata)
 
 
 def invalid_request(violations: Sequence[Violation]) -> StoryError:
@@ -370,12 +369,24 @@ def _that_fit(violations: Sequence[Violation]) -> list[error_details_pb2.BadRequ
     """As many of the violations, from the first on, as a status can carry."""
     fitting, size = [], 0
     for violation in violations:
-        packed = error_details_pb2.BadRequest.FieldViolation(field=violation.path, description=violation.message)
+        packed = error_details_pb2.BadRequest.FieldViolation(
+            field=violation.path, description=_short(violation.message, _MAX_DESCRIPTION)
+        )
         size += packed.ByteSize()
         if size > _MAX_VIOLATIONS_BYTES:
             break
         fitting.append(packed)
     return fitting
+
+
+def _that_travels(message: str) -> str:
+    """As much of a message as a status can carry, where all but ASCII takes three bytes for each of its own."""
+    size = 0
+    for index, sign in enumerate(message):
+        size += 1 if sign.isascii() else 3 * len(sign.encode(errors="replace"))
+        if size > _MAX_MESSAGE_BYTES:
+            return f"{message[:index]}…"
+    return message
 
 
 def _quoted(name: str) -> str:

@@ -111,7 +111,7 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(
 
         replacement = tokens.with_suffix(".new")
         replacement.write_text(FILE + f"  studio-c:\n    tokens: [{digest(new)}]\n")
-        os.replace(replacement, tokens)  # noqa: ASYNC240 - as editors and Kubernetes do
+        os.replace(replacement, tokens)
         await until_known(new)
 
         tokens.write_text("tenants: {")
@@ -220,9 +220,7 @@ def test_priorities_and_model_control_are_for_those_who_may(tokens: Path) -> Non
         assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
-@given(
-    st.floats(0.01, 100), st.floats(0, 50), st.lists(st.floats(0, 30), min_size=1, max_size=60)
-)
+@given(st.floats(0.01, 100), st.floats(0, 50), st.lists(st.floats(0, 30), min_size=1, max_size=60))
 def test_a_bucket_never_gives_more_than_its_rate(rate: float, burst: float, gaps: list[float]) -> None:
     clock = Clock()
     bucket = TokenBucket(rate, burst, clock)

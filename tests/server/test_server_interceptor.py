@@ -1,7 +1,7 @@
 """Every call is counted once, with the code that it ended with: a real server, real calls, every way to end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 

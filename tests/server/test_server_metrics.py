@@ -58,7 +58,18 @@ def test_names_follow_the_rules(metrics: Metrics) -> None:
             if family.type == "counter" and not sample.name.endswith("_created"):
                 assert sample.name == f"{name}_total"
             for label in sample.labels:
-                assert label in {"method", "code", "reason", "outcome", "model", "stage", "rows", "size", "le", "version"}
+                assert label in {
+                    "method",
+                    "code",
+                    "reason",
+                    "outcome",
+                    "model",
+                    "stage",
+                    "rows",
+                    "size",
+                    "le",
+                    "version",
+                }
 
 
 def test_every_family_that_is_promised_is_there(metrics: Metrics) -> None:

@@ -144,7 +144,8 @@ def test_help_has_no_type_noise_and_fits_a_terminal(help_text: str) -> None:
 def test_what_is_printed_can_be_read_again_and_hides_passwords(tmp_path: Path) -> None:
     secret = "postgresql://storyloom:s3cret@db/stories"
     read = read_options(
-        ["--max-rows", "9", "--model", "a: b", "--database-url", secret, "--hang-seconds", "0.25"], {"STORYLOOM_PORT": "4"}
+        ["--max-rows", "9", "--model", "a: b", "--database-url", secret, "--hang-seconds", "0.25"],
+        {"STORYLOOM_PORT": "4"},
     )
     printed = read.printed()
     assert "s3cret" not in printed

@@ -23,7 +23,7 @@ def probes() -> Iterator[Probes]:
 
 
 def get(probes: Probes, path: str, method: str = "GET") -> tuple[int, str]:
-    request = urllib.request.Request(f"http://127.0.0.1:{probes.port}{path}", method=method)  # noqa: S310
+    request = urllib.request.Request(f"http://127.0.0.1:{probes.port}{path}", method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return answer.status, answer.read().decode()

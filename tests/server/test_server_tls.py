@@ -85,18 +85,18 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
     first, second = AUTHORITY.issue("first"), AUTHORITY.issue("second")
 
     async def body() -> None:
-        async with serving(files(tmp_path, first)) as port:
-            async with grpc.aio.secure_channel(
-                f"localhost:{port}", grpc.ssl_channel_credentials(AUTHORITY.pem)
-            ) as channel:
-                check = health_pb2_grpc.HealthStub(channel).Check
-                await check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
-                assert await asyncio.to_thread(served_certificate, port) == first.cert
-                second.write(tmp_path, "server")
-                assert await asyncio.to_thread(served_certificate, port) == second.cert
-                (tmp_path / "server.key").write_bytes(first.key)
-                assert await asyncio.to_thread(served_certificate, port) == second.cert
-                await check(health_pb2.HealthCheckRequest(), timeout=SECONDS)  # Over the first connection.
+        async with (
+            serving(files(tmp_path, first)) as port,
+            grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(AUTHORITY.pem)) as channel,
+        ):
+            check = health_pb2_grpc.HealthStub(channel).Check
+            await check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+            assert await asyncio.to_thread(served_certificate, port) == first.cert
+            second.write(tmp_path, "server")
+            assert await asyncio.to_thread(served_certificate, port) == second.cert
+            (tmp_path / "server.key").write_bytes(first.key)
+            assert await asyncio.to_thread(served_certificate, port) == second.cert
+            await check(health_pb2.HealthCheckRequest(), timeout=SECONDS)  # Over the first connection.
 
     with caplog.at_level(logging.INFO):
         asyncio.run(body())
