@@ -3,8 +3,8 @@
 Each carries one ``google.rpc.Status`` in ``grpc-status-details-bin`` with an ``ErrorInfo`` (a stable reason in the
 domain storyloom.dev) and, where it applies, every field violation (``BadRequest``), the time to wait (``RetryInfo``),
 the thing that is missing (``ResourceInfo``), the limit that is reached (``QuotaFailure``) or the state that has to
-change first (``PreconditionFailure``). Every value in a message is in the ``ErrorInfo``'s metadata too. An error without
-``RetryInfo`` will not go away by itself.
+change first (``PreconditionFailure``). Every value in a message is in the ``ErrorInfo``'s metadata too. An error
+without ``RetryInfo`` will not go away by itself.
 """
 
 from collections.abc import Mapping, Sequence

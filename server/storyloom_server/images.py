@@ -1,7 +1,7 @@
 """PNG encoding, with the provenance of a generated picture written into the file.
 
-It is there twice: as text chunks, which any viewer shows, and as XMP with IPTC's DigitalSourceType, which platforms read
-to mark pictures as AI-generated. It is not signed (as C2PA is): whoever wants to can remove it.
+It is there twice: as text chunks, which any viewer shows, and as XMP with IPTC's DigitalSourceType, which platforms
+read to mark pictures as AI-generated. It is not signed (as C2PA is): whoever wants to can remove it.
 """
 
 import io

@@ -24,7 +24,7 @@ _UNKNOWN = "unknown"
 _DEADLINE_SLACK_SECONDS = 0.1
 
 
-class CallMetrics(grpc.aio.ServerInterceptor):
+class CallMetrics(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # Generic in the stubs alone.
     """Interceptor for ``grpc.aio.server(interceptors=[...])``; put it first, so that it sees the others' refusals."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,8 +1,8 @@
 """What Prometheus sees of the server: families under one prefix, in base units, with few labels.
 
 Labels are bounded: methods, codes, reasons and stages are names in the code, models those that are served, sizes those
-of their packages. Ids and prompts are never labels. The engine is another process; it reports by message, and everything
-is counted here, in the service's.
+of their packages. Ids and prompts are never labels. The engine is another process; it reports by message, and
+everything is counted here, in the service's.
 """
 
 from collections.abc import Callable, Collection

@@ -146,7 +146,7 @@ class StoreGroup(BaseModel):
     pictures_url: str | None = _option(
         None,
         "URL",
-        "Folder for pictures, as fsspec writes it, such as s3://bucket/folder.",
+        "Folder for pictures, as fsspec writes it: s3://bucket/folder.",
         shown="in the state folder",
     )
     retention_hours: float = _option(

@@ -1,7 +1,7 @@
 """A hook for checks of prompts and pictures: off, flag or block.
 
-A check is any object with ``name``, ``prompt`` and ``picture``; ``safety_checks`` makes those that the options name. When
-blocking, a check that fails blocks too. Logs tell which check found what, never the text.
+A check is any object with ``name``, ``prompt`` and ``picture``; ``safety_checks`` makes those that the options name.
+When blocking, a check that fails blocks too. Logs tell which check found what, never the text.
 """
 
 import logging
@@ -126,7 +126,7 @@ class Safety:
         try:
             verdict: Verdict = check.prompt(content) if kind == "prompt" else check.picture(content)
             return verdict
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - checks are anybody's code.
             # Its message and its frames may hold the prompt; its place in the code does not.
             log.error(
                 "safety check failed",

@@ -45,7 +45,9 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """
     source = _Source(files)
     credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-        source.first, source.fetch, require_client_authentication=files.client_ca is not None
+        source.first,
+        source.fetch,  # type: ignore[arg-type]  # None is "as before"; the stubs do not know.
+        require_client_authentication=files.client_ca is not None,
     )
     return credentials
 

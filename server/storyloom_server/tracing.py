@@ -1,8 +1,8 @@
 """OpenTelemetry traces of stories: under the client's span, with a span for each thing that happens to a story.
 
-The engine is another process, which reports when things began and ended after the fact; spans are made from these times.
-All times are monotonic seconds, which on one machine are the same in every process. Without an endpoint nothing is
-recorded, and a ``StoryTrace`` costs next to nothing.
+The engine is another process, which reports when things began and ended after the fact; spans are made from these
+times. All times are monotonic seconds, which on one machine are the same in every process. Without an endpoint nothing
+is recorded, and a ``StoryTrace`` costs next to nothing.
 """
 
 import os
@@ -77,8 +77,8 @@ class _NoTrace(StoryTrace):
     def __init__(self) -> None:
         """Needs nothing."""
 
-    trace_id = None  # type: ignore[assignment]
-    traceparent = None  # type: ignore[assignment]
+    trace_id = None
+    traceparent = None
 
     def stage(self, name: str, start: float, end: float, **attributes: str | int | float) -> None:
         pass

@@ -113,7 +113,7 @@ class Bench:
     async def counted(self, expected: dict[tuple[str, str], float]) -> None:
         """Waits until the counts are so: the server learns of a cancelled call a little later than the client."""
         async with asyncio.timeout(SECONDS):
-            while sum(self.counts().values()) < sum(expected.values()):
+            while sum(self.counts().values()) < sum(expected.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # A second count of the same call would come now.
         assert self.counts() == expected

@@ -142,16 +142,16 @@ def test_help_has_no_type_noise_and_fits_a_terminal(help_text: str) -> None:
 
 
 def test_what_is_printed_can_be_read_again_and_hides_passwords(tmp_path: Path) -> None:
-    secret = "postgresql://storyloom:s3cret@db/stories"
+    url = "postgresql://storyloom:s3cret@db/stories"
     read = read_options(
-        ["--max-rows", "9", "--model", "a: b", "--database-url", secret, "--hang-seconds", "0.25"],
+        ["--max-rows", "9", "--model", "a: b", "--database-url", url, "--hang-seconds", "0.25"],
         {"STORYLOOM_PORT": "4"},
     )
     printed = read.printed()
     assert "s3cret" not in printed
     assert "port: 4  # STORYLOOM_PORT" in printed
     assert 'database_url: "postgresql://storyloom:***@db/stories"  # --database-url' in printed
-    again = read_options(["--config", str(config(tmp_path, printed)), "--database-url", secret], {}).options
+    again = read_options(["--config", str(config(tmp_path, printed)), "--database-url", url], {}).options
     assert again == read.options
     assert set(yaml.safe_load(printed)) == set(ServerOptions.model_fields)
 

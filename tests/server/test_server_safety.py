@@ -97,7 +97,7 @@ def test_a_check_that_fails_blocks_when_blocking_and_is_logged_when_flagging(cap
         "dr\u00e1g\u00f3n",
         "d\u200brag\u00adon",
         "dr\u0430g\u043en",  # Cyrillic a and o
-        "𝖉𝖗𝖆𝖌𝖔𝖓",
+        "\U0001d589\U0001d597\U0001d586\U0001d58c\U0001d594\U0001d593",  # Fraktur
         "house   of\n cards",
         "House-of-Cards",
         "黒い龍だ",
