@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from storyloom.v1 import character_service_pb2 as pb
 from storyloom.v1 import story_pb2
 from storyloom_server import errors
-from storyloom_server.pictures import ImageLimits, read_image
+from storyloom_server.pictures import PictureLimits, read_picture
 from storyloom_server.store import Character, NewCharacter, Store, characters
 from storyloom_server.store.errors import NotFoundError
 from storyloom_server.tenants import Tenant
@@ -27,7 +27,7 @@ class Characters:
         limits: of reference pictures.
     """
 
-    def __init__(self, store: Store, limits: ImageLimits) -> None:
+    def __init__(self, store: Store, limits: PictureLimits) -> None:
         self._store = store
         self._limits = limits
 
@@ -93,7 +93,7 @@ class Characters:
 
     def _check_references(self, found: Findings, references: Sequence[bytes]) -> None:
         for index, reference in enumerate(references):
-            read_image(found, f"references[{index}]", reference, self._limits)
+            read_picture(found, f"references[{index}]", reference, self._limits)
 
     async def _record(self, character: Character) -> pb.CharacterRecord:
         payload = await self._store.read(characters.payload, character.id, character.tenant)

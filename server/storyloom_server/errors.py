@@ -233,6 +233,16 @@ def safety_blocked(violations: Sequence[Violation]) -> StoryError:
     return _bad_fields("SAFETY_BLOCKED", violations)
 
 
+def picture_blocked(index: int, flags: Sequence[str]) -> StoryError:
+    """A finished picture may not be shown."""
+    return StoryError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SAFETY_BLOCKED",
+        f"the picture of frame {index} is refused here ({', '.join(flags)}); change its prompt or its seed",
+        metadata={"frame": str(index), "flags": ", ".join(flags)},
+    )
+
+
 def safety_check_failed(check: str) -> StoryError:
     """A safety check broke down, and what it cannot check is not made."""
     return StoryError(

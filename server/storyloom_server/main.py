@@ -9,6 +9,7 @@ from storyloom_server.catalog import CatalogError, ModelCatalog
 from storyloom_server.option_layers import OptionsError, read_options
 from storyloom_server.options import ServerOptions
 from storyloom_server.probes import ProbesAddressError
+from storyloom_server.safety_checks import SafetySetupError
 from storyloom_server.server import AddressError, StoryServer, open_store
 from storyloom_server.store import Store
 from storyloom_server.store.errors import StoreError
@@ -22,6 +23,7 @@ _SETUP_ERRORS = (
     AddressError,
     CatalogError,
     ProbesAddressError,
+    SafetySetupError,
     StoreError,
     TenantsFileError,
     TlsError,

@@ -5,6 +5,7 @@ Everything that is wrong with a request is found before anything is written or q
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
@@ -144,7 +145,10 @@ class OrderTaker:
             raise errors.invalid_story([*plan, *found.violations])
         if found:
             raise errors.invalid_story(found.violations)
-        await self._safety.check_prompts(plan)
+        if self._safety.on:
+            texts = {f"story.frames[{index}].prompt": frame.prompt.text for index, frame in enumerate(plan.job.frames)}
+            texts["story.negative_prompt"] = plan.job.negative_prompt
+            await asyncio.to_thread(self._safety.check_prompts, texts, story_id="")
         return Order(
             plan=plan,
             digest=_digest(request),

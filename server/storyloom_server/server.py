@@ -36,9 +36,9 @@ from storyloom_server.looplag import LoopLag
 from storyloom_server.metrics import Metrics
 from storyloom_server.options import ServerOptions
 from storyloom_server.orders import OrderTaker
-from storyloom_server.pictures import ImageLimits
+from storyloom_server.pictures import PictureLimits
 from storyloom_server.probes import Probes
-from storyloom_server.safety import Safety
+from storyloom_server.safety_checks import load_safety
 from storyloom_server.scheduler import Admission, Limits
 from storyloom_server.services.character_service import CharacterService
 from storyloom_server.services.model_service import ModelService
@@ -95,7 +95,7 @@ class StoryServer:
         self._lag = LoopLag(self._metrics.loop_lagged)
         self._gate = Gate(options.tokens, anonymous_admin=options.admin)
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="png-encoder")
-        safety = Safety.from_options(options)
+        safety = load_safety(options)
         self._engine = Supervisor(
             _engine_options(options, catalog),
             RestartPolicy(options.hang_seconds, options.max_restarts),
@@ -109,7 +109,7 @@ class StoryServer:
         self._serving_changed = asyncio.Event()
         self._draining = False
         self._server = grpc.aio.server(interceptors=[CallMetrics(self._metrics)], options=_channel_options(options))
-        characters = Characters(store, ImageLimits(options.max_image_megapixels))
+        characters = Characters(store, PictureLimits(options.max_request_mib, options.max_image_megapixels))
         orders = OrderTaker(catalog, characters, safety)
         stories = StoryService(self._gate, orders, self._desk, self._metrics)
         models = ModelService(self._gate, catalog, self._engine, self._desk)

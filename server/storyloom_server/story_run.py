@@ -13,7 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import numpy as np
+from google.protobuf import json_format
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.consistency import scores
@@ -23,7 +27,7 @@ from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.event_log import EventLog, LoggedEvent
 from storyloom_server.frames import FinishedFrame
-from storyloom_server.images import encode_png
+from storyloom_server.images import encode_png, provenance
 from storyloom_server.logs import fields
 from storyloom_server.metrics import Metrics, Outcome, Stage
 from storyloom_server.safety import Safety
@@ -322,10 +326,29 @@ class StoryRun:
         index = window.frames[message.frame_index]
         if index in self._frames:
             return  # Stored before the engine was lost; the same picture again.
+        flags = await self._check_safety(message.pixels, index)
         frame = FinishedFrame(message.pixels.width, message.pixels.height, message.latents, message.looks)
-        await self._keep_frame(index, frame, await self._encode(message.pixels, index))
+        await self._keep_frame(index, frame, await self._encode(message.pixels, index), flags=flags)
 
-    async def _keep_frame(self, index: int, frame: FinishedFrame, png: bytes, *, reused: bool = False) -> None:
+    async def _check_safety(self, pixels: messages.Pixels, index: int) -> tuple[str, ...]:
+        """What the safety checks find in a picture.
+
+        Raises:
+            StoryError: it may not be shown.
+        """
+        safety = self._workshop.safety
+        if not safety.on:
+            return ()
+        picture = np.frombuffer(pixels.rgb, np.uint8).reshape(pixels.height, pixels.width, 3)
+        path = f"story.frames[{index}]"
+        decision = await asyncio.to_thread(safety.check_picture, picture, path, self.story.story_id)
+        if not decision.allowed:
+            raise errors.picture_blocked(index, decision.flags)
+        return decision.flags
+
+    async def _keep_frame(
+        self, index: int, frame: FinishedFrame, png: bytes, *, reused: bool = False, flags: tuple[str, ...] = ()
+    ) -> None:
         """Stores a frame, then tells of it: whoever hears of a frame can have it."""
         job_frame = self.story.plan.job.frames[index]
         await self._keep(ArtifactKind.LATENTS, index, frame.to_bytes())
@@ -338,6 +361,7 @@ class StoryRun:
             prompt=job_frame.prompt.text,
             reused=reused,
             finished_seconds=time.monotonic() - self._began,
+            safety_flag=", ".join(flags),
         )
         self._frames[index] = frame
         if not reused:
@@ -375,9 +399,15 @@ class StoryRun:
 
     async def _encode(self, pixels: messages.Pixels, index: int) -> bytes:
         plan = self.story.plan
-        provenance = {"Model": plan.model, "Seed": str(plan.job.frames[index].seed)}
+        written = provenance(
+            model=plan.model,
+            seed=plan.job.frames[index].seed,
+            settings=json_format.MessageToDict(plan.settings, preserving_proto_field_name=True),
+            story_id=self.story.story_id,
+            created=datetime.fromtimestamp(self.story.accepted_at, UTC),
+        )
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workshop.encoders, encode_png, pixels, provenance)
+        return await loop.run_in_executor(self._workshop.encoders, encode_png, pixels, written)
 
     async def _keep(self, kind: ArtifactKind, position: int, data: bytes) -> None:
         store, story_id = self._workshop.store, self.story.story_id

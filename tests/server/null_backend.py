@@ -94,7 +94,7 @@ class NullBackend:
 
     def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         look = np.bincount(picture[0, 0] // 64, minlength=4).astype(np.float32) / 3
-        return {name: look for name in state.job.frames[frame].prompt.spans}
+        return dict.fromkeys(state.job.frames[frame].prompt.spans, look)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

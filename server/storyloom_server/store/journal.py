@@ -7,9 +7,8 @@ the first call was stored and only its answer was lost.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import Row, Update, and_, case, delete, func, insert, select, update
+from sqlalchemy import Update, and_, case, delete, func, insert, select, update
 
 from storyloom_server.store import quotas, tables
 from storyloom_server.store.database import Transaction, insert_new
