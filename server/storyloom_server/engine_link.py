@@ -23,7 +23,7 @@ from storyloom_server.logs import fields
 
 log = logging.getLogger("storyloom.engine_link")
 
-_EXIT_SECONDS = 5.0
+_EXIT_SECONDS = 15.0
 
 
 class EngineLink:
