@@ -5,58 +5,36 @@ import sys
 from collections.abc import Sequence
 
 from storyloom_server import logs
-from storyloom_server.catalog import CatalogError, ModelCatalog
+from storyloom_server.catalog import ModelCatalog
+from storyloom_server.operations import Operations
 from storyloom_server.option_layers import OptionsError, read_options
 from storyloom_server.options import ServerOptions
-from storyloom_server.probes import ProbesAddressError
-from storyloom_server.safety_checks import SafetySetupError
-from storyloom_server.server import AddressError, StoryServer, open_store
+from storyloom_server.server import StoryServer, open_store
+from storyloom_server.setup_error import SetupError
 from storyloom_server.store import Store
 from storyloom_server.store.errors import StoreError
-from storyloom_server.tenants import TenantsFileError
-from storyloom_server.tls import TlsError
-from storyloom_server.tracing import Tracing, TracingError
-from storyloom_server.tracing import set_up as set_up_tracing
+from storyloom_server.version import VERSION
 
 _BAD_SETUP = 2
-_SETUP_ERRORS = (
-    AddressError,
-    CatalogError,
-    ProbesAddressError,
-    SafetySetupError,
-    StoreError,
-    TenantsFileError,
-    TlsError,
-    TracingError,
-)
 
 
 def serve(options: ServerOptions) -> int:
     """Runs a server until it is told to stop.
 
     Returns:
-        The exit code: 0 after SIGTERM or SIGINT, 1 when the engine died, 2 when it cannot be set up.
+        The exit code: 0 after SIGTERM or SIGINT, 1 when the engine died too often, 2 when it cannot be set up.
     """
     logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     try:
         catalog = ModelCatalog.load(options.model, options.model_folder)
-        tracing = set_up_tracing(options.otlp_endpoint)
-        store = open_store(options)
-        return asyncio.run(_run(options, catalog, store, tracing))
-    except (
-        CatalogError,
-        AddressError,
-        StoreError,
-        TenantsFileError,
-        TlsError,
-        TracingError,
-        ProbesAddressError,
-    ) as error:
+        operations = Operations(options, VERSION, catalog.names)
+        return asyncio.run(_run(options, catalog, operations, open_store(options)))
+    except (SetupError, StoreError) as error:
         return _complain(str(error))
 
 
-async def _run(options: ServerOptions, catalog: ModelCatalog, store: Store, tracing: Tracing) -> int:
-    return await StoryServer(options, catalog, store, tracing).run()
+async def _run(options: ServerOptions, catalog: ModelCatalog, operations: Operations, store: Store) -> int:
+    return await StoryServer(options, catalog, operations, store).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from storyloom_server.metrics import Metrics
+from storyloom_server.setup_error import SetupError
 
 log = logging.getLogger("storyloom.probes")
 
@@ -21,7 +22,7 @@ _CLIENT_SECONDS = 5.0
 _TEXT = "text/plain; charset=utf-8"
 
 
-class ProbesAddressError(Exception):
+class ProbesAddressError(SetupError):
     """The probes cannot listen where they were told to."""
 
 

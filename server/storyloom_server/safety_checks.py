@@ -7,9 +7,10 @@ from typing import Any, cast
 from storyloom_server.blocked_words import BlockedWords
 from storyloom_server.options import SafetyGroup
 from storyloom_server.safety import Safety, SafetyCheck
+from storyloom_server.setup_error import SetupError
 
 
-class SafetySetupError(Exception):
+class SafetySetupError(SetupError):
     """A check cannot be set up. The message says which option to change."""
 
 

@@ -22,12 +22,14 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storyloom_server.setup_error import SetupError
+
 _TOKEN_PREFIX = "slm_"  # noqa: S105 - it lets scanners for leaked secrets find tokens.
 _TOKEN_BYTES = 32
 ANONYMOUS_NAME = "anonymous"
 
 
-class TenantsFileError(Exception):
+class TenantsFileError(SetupError):
     """The file cannot be used. The message names the file and everything that is wrong."""
 
 

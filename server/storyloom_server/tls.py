@@ -14,11 +14,12 @@ import grpc
 
 from storyloom_server.file_watch import FileWatch
 from storyloom_server.logs import fields
+from storyloom_server.setup_error import SetupError
 
 log = logging.getLogger("storyloom.tls")
 
 
-class TlsError(Exception):
+class TlsError(SetupError):
     """The files cannot be used. The message says which, and what to do."""
 
 

@@ -15,12 +15,14 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from storyloom_server.setup_error import SetupError
+
 _SERVICE_NAME = "storyloom"
 _PROPAGATED = ("traceparent", "tracestate")
 _propagator = TraceContextTextMapPropagator()
 
 
-class TracingError(Exception):
+class TracingError(SetupError):
     """Traces cannot be sent as asked."""
 
 
