@@ -34,7 +34,8 @@ class PictureLimits:
 def read_picture(found: Findings, path: str, data: bytes, limits: PictureLimits) -> NDArray[np.uint8] | None:
     """Decodes a picture to uint8 RGB [height, width, 3], or notes at ``path`` what is wrong with it.
 
-    It takes a core for up to a second at the limits; call it off the event loop.
+    At 16 megapixels it takes a core for one to several seconds and some 500 MiB; call it off the event loop, for few
+    pictures at a time.
     """
     if not data:
         found.add(path, "is empty; send a PNG, JPEG or WebP file")

@@ -71,3 +71,11 @@ def _builder(
         .not_valid_before(now + begins)
         .not_valid_after(now + ends)
     )
+
+
+def locked(key: bytes) -> bytes:
+    """The key behind a password."""
+    opened = serialization.load_pem_private_key(key, password=None)
+    return opened.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+    )

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -91,16 +90,16 @@ def aborted(error: StoryError) -> tuple[grpc.aio.AioRpcError, dict[str, Any]]:
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                call: Callable[..., Any] = channel.unary_unary("/test.Errors/Fail")
+                untyped: Any = channel
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call(b"", timeout=30)
+                    await untyped.unary_unary("/test.Errors/Fail")(b"", timeout=30)
                 return caught.value
         finally:
             await server.stop(0)
 
     caught = asyncio.run(body())
-    trailers = dict(caught.trailing_metadata())
-    return caught, trailers
+    trailers: Any = caught.trailing_metadata()
+    return caught, dict(trailers)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Calls:
 class Bench:
     """A server with the interceptor, and a channel to it."""
 
-    def __init__(self, calls: Calls, metrics: Metrics, channel: grpc.aio.Channel) -> None:
+    def __init__(self, calls: Calls, metrics: Metrics, channel: Any) -> None:
         self.calls = calls
         self.metrics = metrics
         self.channel = channel

@@ -23,7 +23,7 @@ def metrics() -> Metrics:
     made.first_event(0.01)
     made.first_preview(0.3)
     for stage in ("encode", "denoise", "decode"):
-        made.stage_finished(stage, "mini", 1.0)  # type: ignore[arg-type]
+        made.stage_finished(stage, "mini", 1.0)
     made.story_finished("mini", "done", 2.0)
     made.story_cancelled("denoising")
     made.deadline_missed()

@@ -214,6 +214,23 @@ def test_prompts_are_in_the_log_when_they_are_asked_for(style: str, capsys: pyte
     logging.basicConfig(force=True)
 
 
+def test_what_comes_without_a_token_makes_no_new_label(tokens: Path) -> None:
+    async def body() -> bytes:
+        async with (
+            serving(ServerOptions(tokens=tokens)) as (service, port),
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            for method in ("/made/Up", "/storyloom.v1.StoryService/No"):
+                untyped: Any = channel
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await untyped.unary_unary(method)(b"", timeout=SECONDS)
+            return service.operations.metrics.exposition()
+
+    text = asyncio.run(body()).decode()
+    assert 'storyloom_requests_total{code="UNIMPLEMENTED",method="unknown"} 2.0' in text
+    assert "made" not in text
+
+
 def test_requests_larger_than_allowed_are_refused() -> None:
     async def body() -> None:
         async with (

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storyloom_server.main import main
 from storyloom_server.option_layers import OptionsError, read_options
 from storyloom_server.options import GROUPS, ServerOptions
 
@@ -154,6 +155,16 @@ def test_what_is_printed_can_be_read_again_and_hides_passwords(tmp_path: Path) -
     again = read_options(["--config", str(config(tmp_path, printed)), "--database-url", url], {}).options
     assert again == read.options
     assert set(yaml.safe_load(printed)) == set(ServerOptions.model_fields)
+
+
+def test_the_program_prints_and_complains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print-config", "--port", "4"]) == 0
+    assert "port: 4  # --port" in capsys.readouterr().out
+    assert main(["--port", "x", "--nonsense"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "storyloom: --nonsense: there is no such option; see --help",
+        "storyloom: --port: Input should be a valid integer, unable to parse string as an integer",
+    ]
 
 
 def test_the_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from storyloom_server.tls import TlsError, TlsFiles, server_credentials
-from tests.server.certificates import Authority, Identity
+from tests.server.certificates import Authority, Identity, locked
 
 AUTHORITY, STRANGER = Authority("ours"), Authority("theirs")
 DAY = timedelta(days=1)
@@ -120,5 +120,7 @@ def test_files_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     assert "has no certificate authorities" in told(TlsFiles(good.cert, good.key, good.key))
     (tmp_path / "empty").write_bytes(b"")
     assert "not a certificate and its key" in told(TlsFiles(tmp_path / "empty", good.key))
+    (tmp_path / "locked.key").write_bytes(locked(AUTHORITY.issue("locked").key))
+    assert "in PEM form without a password" in told(TlsFiles(good.cert, tmp_path / "locked.key"))
     assert "expired; renew it" in told(files(tmp_path, AUTHORITY.issue("old", begins=-3 * DAY, ends=-2 * DAY)))
     assert "not yet valid" in told(files(tmp_path, AUTHORITY.issue("early", begins=2 * DAY, ends=3 * DAY)))
