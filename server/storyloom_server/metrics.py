@@ -8,7 +8,15 @@ everything is counted here, in the service's.
 from collections.abc import Callable, Collection
 from typing import Literal, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.process_collector import ProcessCollector
 
 Stage: TypeAlias = Literal["queued", "encoding", "denoising", "decoding"]
@@ -21,6 +29,9 @@ _SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _OTHER = "other"
+
+# Else each counter and histogram has a second series, for the time when it was made.
+disable_created_metrics()
 
 
 class Metrics:

@@ -228,7 +228,7 @@ def test_what_comes_without_a_token_makes_no_new_label(tokens: Path) -> None:
 
     text = asyncio.run(body()).decode()
     assert 'storyloom_requests_total{code="UNIMPLEMENTED",method="unknown"} 2.0' in text
-    assert "made" not in text
+    assert "made/Up" not in text
 
 
 def test_requests_larger_than_allowed_are_refused() -> None:
