@@ -11,6 +11,7 @@ from typing import Any
 from storyloom.v1 import model_service_pb2, story_pb2
 from storyloom_model.manifest import NO_ADAPTER, Manifest
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_server.setup_error import SetupError
 
 SOLVERS = {
     "ddim": story_pb2.SOLVER_DDIM,
@@ -23,7 +24,7 @@ SOLVERS = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class CatalogError(Exception):
+class CatalogError(SetupError):
     """The models cannot be served as asked. The message says what to change."""
 
 

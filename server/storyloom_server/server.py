@@ -25,31 +25,24 @@ from storyloom.v1 import (
     story_service_pb2_grpc,
 )
 from storyloom_server import messages
-from storyloom_server.access import Gate, exposure_warning
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
 from storyloom_server.desk import Desk
 from storyloom_server.engine.options import EngineOptions, ModelSpec
-from storyloom_server.interceptor import CallMetrics
 from storyloom_server.logs import fields
-from storyloom_server.looplag import LoopLag
-from storyloom_server.metrics import Metrics
+from storyloom_server.operations import Operations
 from storyloom_server.options import ServerOptions
 from storyloom_server.orders import OrderTaker
 from storyloom_server.pictures import PictureLimits
-from storyloom_server.probes import Probes
-from storyloom_server.safety_checks import load_safety
 from storyloom_server.scheduler import Admission, Limits
 from storyloom_server.services.character_service import CharacterService
 from storyloom_server.services.model_service import ModelService
 from storyloom_server.services.story_service import StoryService
+from storyloom_server.setup_error import SetupError
 from storyloom_server.store import RetentionPolicy, Store, StoreOptions, Sweeper
 from storyloom_server.store.errors import StoreError
 from storyloom_server.story_run import Workshop
 from storyloom_server.supervisor import EngineStatus, RestartPolicy, Supervisor
-from storyloom_server.tls import TlsFiles, server_credentials
-from storyloom_server.tracing import Tracing
-from storyloom_server.version import VERSION
 from storyloom_server.warm_up import warm_up_job
 
 log = logging.getLogger("storyloom.server")
@@ -68,9 +61,17 @@ _LEASE_SECONDS = 30.0
 _SWEEP_SECONDS = 600.0
 # For calls that were just told their end to get it through.
 _STOP_GRACE_SECONDS = 2.0
+_CHANNEL_OPTIONS = (
+    # A second server on a taken port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    # Finds clients that vanished without closing their connection.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
 
 
-class AddressError(Exception):
+class AddressError(SetupError):
     """The server cannot listen where it was told to."""
 
 
@@ -83,40 +84,37 @@ class StoryServer:
     Args:
         options: everything that can be set.
         catalog: the served models.
+        operations: everything around the stories; ``run`` starts and stops it.
         store: open; ``run`` closes it.
-        tracing: begins traces; ``run`` closes it.
     """
 
-    def __init__(self, options: ServerOptions, catalog: ModelCatalog, store: Store, tracing: Tracing) -> None:
+    def __init__(self, options: ServerOptions, catalog: ModelCatalog, operations: Operations, store: Store) -> None:
         self._options = options
+        self._operations = operations
         self._store = store
-        self._tracing = tracing
-        self._metrics = Metrics(VERSION, catalog.names)
-        self._lag = LoopLag(self._metrics.loop_lagged)
-        self._gate = Gate(options.tokens, anonymous_admin=options.admin)
         self._encoders = ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="png-encoder")
-        safety = load_safety(options)
         self._engine = Supervisor(
             _engine_options(options, catalog),
             RestartPolicy(options.hang_seconds, options.max_restarts),
             on_status=self._on_engine_status,
             on_batch=self._on_batch,
         )
-        workshop = Workshop(store, self._engine, self._encoders, self._metrics, safety, options.checkpoint_steps)
-        self._desk = Desk(workshop, catalog, self._gate, tracing, _admission(options))
-        self._metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
+        metrics, gate, safety = operations.metrics, operations.gate, operations.safety
+        workshop = Workshop(store, self._engine, self._encoders, metrics, safety, options.checkpoint_steps)
+        self._desk = Desk(workshop, catalog, gate, operations.tracing, _admission(options))
+        metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # The stubs lack it.
         self._serving_changed = asyncio.Event()
         self._draining = False
-        self._server = grpc.aio.server(interceptors=[CallMetrics(self._metrics)], options=_channel_options(options))
+        self._server = grpc.aio.server(
+            interceptors=operations.interceptors, options=[*operations.channel_options, *_CHANNEL_OPTIONS]
+        )
         characters = Characters(store, PictureLimits(options.max_request_mib, options.max_image_megapixels))
         orders = OrderTaker(catalog, characters, safety)
-        stories = StoryService(self._gate, orders, self._desk, self._metrics)
-        models = ModelService(self._gate, catalog, self._engine, self._desk)
+        stories = StoryService(gate, orders, self._desk, metrics)
+        models = ModelService(gate, catalog, self._engine, self._desk)
         story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)
-        character_service_pb2_grpc.add_CharacterServiceServicer_to_server(
-            CharacterService(self._gate, characters), self._server
-        )
+        character_service_pb2_grpc.add_CharacterServiceServicer_to_server(CharacterService(characters), self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -133,9 +131,8 @@ class StoryServer:
             AddressError: the address cannot be bound.
         """
         stop, hurry = _stop_signals()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gate.reload)
         async with AsyncExitStack() as closing:
-            closing.push_async_callback(asyncio.to_thread, self._tracing.close)
+            closing.push_async_callback(self._operations.stop)
             closing.push_async_callback(self._store.close)
             closing.callback(self._encoders.shutdown, wait=False, cancel_futures=True)
             closing.push_async_callback(self._engine.close)
@@ -143,7 +140,7 @@ class StoryServer:
             closing.push_async_callback(self._desk.leave)
             await self._set_health()
             address = self._listen()
-            self._open_probes(closing)
+            self._operations.start(ready=lambda: self._takes_stories)
             self._start_background(closing)
             await self._server.start()
             self._engine.start()
@@ -156,40 +153,18 @@ class StoryServer:
             return 1 if self._engine.status is EngineStatus.FAILED else 0
 
     def _listen(self) -> str:
-        options = self._options
-        host = f"[{options.host}]" if ":" in options.host else options.host
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
         try:
-            if options.tls_cert is not None and options.tls_key is not None:
-                files = TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca)
-                port = self._server.add_secure_port(f"{host}:{options.port}", server_credentials(files))
-            else:
-                port = self._server.add_insecure_port(f"{host}:{options.port}")
+            port = self._operations.add_port(self._server, f"{host}:{self._options.port}")
         except RuntimeError as error:
-            raise AddressError(f"cannot listen on {host}:{options.port}; choose another --host or --port") from error
-        warning = exposure_warning(
-            options.host, tokens=options.tokens is not None, encrypted=options.tls_cert is not None
-        )
-        if warning is not None:
-            log.warning(warning)
+            raise AddressError(
+                f"cannot listen on {host}:{self._options.port}; choose another --host or --port"
+            ) from error
         log.info("listening; loading models", extra=fields(address=f"{host}:{port}"))
         return f"{host}:{port}"
 
-    def _open_probes(self, closing: AsyncExitStack) -> None:
-        if not self._options.metrics_port:
-            return
-        probes = Probes(
-            self._options.host,
-            self._options.metrics_port,
-            self._metrics,
-            live=lambda: self._lag.silence() < self._options.hang_seconds,
-            ready=lambda: self._takes_stories,
-        )
-        closing.push_async_callback(asyncio.to_thread, probes.close)
-
     def _start_background(self, closing: AsyncExitStack) -> None:
-        self._lag.start()
-        closing.push_async_callback(self._lag.stop)
-        for work in (self._desk.keep_house(_LEASE_SECONDS), self._gate.watch(), self._sweep(), self._follow_health()):
+        for work in (self._desk.keep_house(_LEASE_SECONDS), self._sweep(), self._follow_health()):
             task = asyncio.create_task(work)
             closing.callback(task.cancel)
 
@@ -228,13 +203,13 @@ class StoryServer:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def _on_engine_status(self, status: EngineStatus) -> None:
-        self._metrics.engine_is_up(status is EngineStatus.READY)
+        self._operations.metrics.engine_is_up(status is EngineStatus.READY)
         if status is EngineStatus.RESTARTING:
-            self._metrics.engine_restarted()
+            self._operations.metrics.engine_restarted()
         self._serving_changed.set()
 
     def _on_batch(self, batch: messages.BatchStepped) -> None:
-        self._metrics.batch_stepped(
+        self._operations.metrics.batch_stepped(
             batch.seconds,
             rows=batch.rows,
             max_rows=self._options.max_rows,
@@ -242,7 +217,7 @@ class StoryServer:
             size=f"{batch.width}x{batch.height}",
         )
         if batch.peak_bytes is not None:
-            self._metrics.memory_peaked(batch.peak_bytes)
+            self._operations.metrics.memory_peaked(batch.peak_bytes)
 
     @property
     def _takes_stories(self) -> bool:
@@ -283,22 +258,6 @@ def _admission(options: ServerOptions) -> Admission:
         max_open_per_tenant=options.max_active + options.max_queue,
         max_rows=options.max_rows,
     )
-
-
-def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
-    chosen = [
-        ("grpc.max_receive_message_length", int(options.max_request_mib * _MIB)),
-        # A second server on a taken port must fail, not share it.
-        ("grpc.so_reuseport", 0),
-        # Finds clients that vanished without closing their connection.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ]
-    age = options.max_connection_age_seconds
-    if age:
-        chosen += [("grpc.max_connection_age_ms", int(age * 1000))]
-    return chosen
 
 
 def open_store(options: ServerOptions) -> Store:

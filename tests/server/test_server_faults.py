@@ -62,9 +62,8 @@ def pictures(channel: grpc.Channel, story_id: str) -> list[bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """Colours of ``load``'s stories where nothing goes wrong."""
-    with serving(tmp_path_factory.mktemp("calm"), tiny_package) as server:
-        with grpc.insecure_channel(server.address) as channel:
-            return [colour(png) for story_id in load(channel) for png in pictures(channel, story_id)]
+    with slow_server(tmp_path_factory.mktemp("calm"), tiny_package) as (_, channel):
+        return [colour(png) for story_id in load(channel) for png in pictures(channel, story_id)]
 
 
 def load(channel: grpc.Channel) -> list[str]:

@@ -2,7 +2,7 @@
 
 from storyloom.v1 import character_service_pb2 as pb
 from storyloom.v1 import character_service_pb2_grpc
-from storyloom_server.access import Gate
+from storyloom_server.authentication import current_tenant
 from storyloom_server.characters import Characters
 from storyloom_server.services.calls import Context, answered, page_size
 
@@ -11,12 +11,10 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
     """Characters, kept for later stories.
 
     Args:
-        gate: tells who calls.
         characters: keeps them.
     """
 
-    def __init__(self, gate: Gate, characters: Characters) -> None:
-        self._gate = gate
+    def __init__(self, characters: Characters) -> None:
         self._characters = characters
 
     @answered
@@ -24,7 +22,7 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
         self, request: pb.CreateCharacterRequest, context: Context
     ) -> pb.CreateCharacterResponse:
         """Keeps a character."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         return pb.CreateCharacterResponse(character=await self._characters.create(tenant, request))
 
     @answered
@@ -32,7 +30,7 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
         self, request: pb.GetCharacterRequest, context: Context
     ) -> pb.GetCharacterResponse:
         """A kept character."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         return pb.GetCharacterResponse(character=await self._characters.get(tenant, request.character_id))
 
     @answered
@@ -40,7 +38,7 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
         self, request: pb.ListCharactersRequest, context: Context
     ) -> pb.ListCharactersResponse:
         """The tenant's characters, newest first."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         kept, token = await self._characters.list(tenant, page_size(request.page_size), request.page_token)
         return pb.ListCharactersResponse(characters=kept, next_page_token=token)
 
@@ -49,6 +47,6 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
         self, request: pb.DeleteCharacterRequest, context: Context
     ) -> pb.DeleteCharacterResponse:
         """Forgets a character."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         await self._characters.delete(tenant, request.character_id)
         return pb.DeleteCharacterResponse()

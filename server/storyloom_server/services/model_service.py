@@ -4,6 +4,7 @@ from storyloom.v1 import model_service_pb2 as pb
 from storyloom.v1 import model_service_pb2_grpc
 from storyloom_server import errors
 from storyloom_server.access import Gate
+from storyloom_server.authentication import current_tenant
 from storyloom_server.catalog import CatalogError, ModelCatalog, ServedModel
 from storyloom_server.desk import Desk
 from storyloom_server.engine.options import ModelSpec
@@ -16,7 +17,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """Which models are served, and which are loaded.
 
     Args:
-        gate: tells who calls.
+        gate: knows who may control models.
         catalog: the served models, and where others are.
         engine: loads them.
         desk: knows which models open stories need.
@@ -31,19 +32,17 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @answered
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """The served models, the default one first."""
-        self._gate.tenant(context.invocation_metadata() or ())
         return pb.ListModelsResponse(models=self._catalog.describe())
 
     @answered
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
         """One of them."""
-        self._gate.tenant(context.invocation_metadata() or ())
         return pb.GetModelResponse(model=self._describe(self._find(request.name)))
 
     @answered
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
         """Loads a package that lies in one of the model folders, under its name."""
-        self._check_admin(context)
+        self._gate.require_admin(current_tenant())
         served = self._catalog.find(request.name) if request.name else None
         if served is not None:
             return pb.LoadModelResponse(model=self._describe(served))
@@ -60,7 +59,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @answered
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
         """Takes a model out of service; its memory is free when the stories that use it have ended."""
-        self._check_admin(context)
+        self._gate.require_admin(current_tenant())
         model = self._find(request.name)
         if model is self._catalog.default:
             raise errors.failed_precondition(
@@ -74,7 +73,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @answered
     async def WarmModel(self, request: pb.WarmModelRequest, context: Context) -> pb.WarmModelResponse:  # noqa: N802
         """Takes a small story through a model."""
-        self._check_admin(context)
+        self._gate.require_admin(current_tenant())
         return pb.WarmModelResponse(seconds=await self._load(self._find(request.name)))
 
     async def _load(self, model: ServedModel) -> float:
@@ -92,6 +91,3 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     def _describe(self, model: ServedModel) -> pb.Model:
         return model.describe(is_default=model is self._catalog.default)
-
-    def _check_admin(self, context: Context) -> None:
-        self._gate.require_admin(self._gate.tenant(context.invocation_metadata() or ()))

@@ -1,12 +1,17 @@
 """``storyloom.v1.StoryService``."""
 
 import logging
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import grpc
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom.v1 import story_service_pb2_grpc
 from storyloom_server import errors
 from storyloom_server.access import Gate
+from storyloom_server.authentication import current_tenant
 from storyloom_server.desk import Desk
 from storyloom_server.logs import fields
 from storyloom_server.metrics import Metrics
@@ -31,7 +36,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     """Stories in, events out.
 
     Args:
-        gate: tells who calls.
+        gate: counts stories against their tenants' rates.
         orders: checks what they ask for.
         desk: accepts stories and knows them all.
         metrics: counts refusals, and what clients wait for.
@@ -48,44 +53,48 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Accepts a story and streams it. Errors before the first event are sent as trailers only, so that a client may
         retry.
         """
-        tenant = self._caller(context)
+        began = time.monotonic()
+        tenant = self._counted_tenant()
         order = await self._orders.new_story(tenant, request, call_seconds=context.time_remaining())
-        story_id = await self._accept(tenant, order)
+        story_id = await self._accept(tenant, order, context)
+        waits = _Waits(self._metrics, began)
         try:
             async for event in self._events(story_id, tenant, 0):
                 await context.write(event)
-        except BaseException:
-            # The call ended before the story did.
+                waits.sent(event)
+        except BaseException as error:
             if request.on_disconnect == pb.DISCONNECT_POLICY_CANCEL:
                 self._desk.abandon(story_id)
-            raise
+            if not isinstance(error, grpc.aio.InternalError):  # The client has left: nobody is to be told.
+                raise
 
     @answered
     async def CreateStory(self, request: pb.CreateStoryRequest, context: Context) -> pb.CreateStoryResponse:  # noqa: N802
         """Accepts a story."""
-        tenant = self._caller(context)
-        story_id = await self._accept(tenant, await self._orders.new_story(tenant, request))
+        tenant = self._counted_tenant()
+        story_id = await self._accept(tenant, await self._orders.new_story(tenant, request), context)
         return pb.CreateStoryResponse(story=await self._desk.record(story_id, tenant))
 
     @answered
     async def WatchStory(self, request: pb.WatchStoryRequest, context: Context) -> None:  # noqa: N802
         """Streams a story's events, old and new."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
-        async for event in self._events(request.story_id, tenant, request.after_sequence):
-            # The two messages have the same fields with the same numbers.
-            await context.write(pb.WatchStoryResponse.FromString(event.SerializeToString()))
+        tenant = current_tenant()
+        with suppress(grpc.aio.InternalError):  # The client has left.
+            async for event in self._events(request.story_id, tenant, request.after_sequence):
+                # The two messages have the same fields with the same numbers.
+                await context.write(pb.WatchStoryResponse.FromString(event.SerializeToString()))
 
     @answered
     async def GetStory(self, request: pb.GetStoryRequest, context: Context) -> pb.GetStoryResponse:  # noqa: N802
         """All that is known of a story."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         record = await self._desk.record(request.story_id, tenant, pictures=request.include_images)
         return pb.GetStoryResponse(story=record)
 
     @answered
     async def ListStories(self, request: pb.ListStoriesRequest, context: Context) -> pb.ListStoriesResponse:  # noqa: N802
         """The tenant's stories, newest first."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         state = _STATES.get(request.state)
         stories, next_token = await self._desk.list(tenant, state, page_size(request.page_size), request.page_token)
         return pb.ListStoriesResponse(stories=stories, next_page_token=next_token)
@@ -93,36 +102,37 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     @answered
     async def CancelStory(self, request: pb.CancelStoryRequest, context: Context) -> pb.CancelStoryResponse:  # noqa: N802
         """Cancels a story wherever it is."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         await self._desk.cancel(request.story_id, tenant)
         return pb.CancelStoryResponse(story=await self._desk.record(request.story_id, tenant))
 
     @answered
     async def ExtendStory(self, request: pb.ExtendStoryRequest, context: Context) -> pb.ExtendStoryResponse:  # noqa: N802
         """Accepts a story that goes on from a finished one."""
-        tenant = self._caller(context)
+        tenant = self._counted_tenant()
         parent = await self._desk.record(request.story_id, tenant)
-        story_id = await self._accept(tenant, await self._orders.extension(tenant, request, parent))
+        story_id = await self._accept(tenant, await self._orders.extension(tenant, request, parent), context)
         return pb.ExtendStoryResponse(story=await self._desk.record(story_id, tenant))
 
     @answered
     async def RedoFrame(self, request: pb.RedoFrameRequest, context: Context) -> pb.RedoFrameResponse:  # noqa: N802
         """Accepts a story that differs from a finished one in one frame."""
-        tenant = self._caller(context)
+        tenant = self._counted_tenant()
         parent = await self._desk.record(request.story_id, tenant)
-        story_id = await self._accept(tenant, await self._orders.redone_frame(tenant, request, parent))
+        story_id = await self._accept(tenant, await self._orders.redone_frame(tenant, request, parent), context)
         return pb.RedoFrameResponse(story=await self._desk.record(story_id, tenant))
 
-    def _caller(self, context: Context) -> Tenant:
+    def _counted_tenant(self) -> Tenant:
         """The tenant that asks for a story, which counts against its rate."""
-        tenant = self._gate.tenant(context.invocation_metadata() or ())
+        tenant = current_tenant()
         self._gate.count_story(tenant)
         return tenant
 
-    async def _accept(self, tenant: Tenant, order: Order) -> str:
+    async def _accept(self, tenant: Tenant, order: Order, context: Context) -> str:
         try:
-            return await self._desk.accept(tenant, order)
+            return await self._desk.accept(tenant, order, tuple(context.invocation_metadata() or ()))
         except errors.StoryError as error:
+            self._metrics.request_rejected(error.reason)
             log.info("story refused", extra=fields(reason=error.reason))
             raise
 
@@ -130,3 +140,24 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """A story's events with their pictures."""
         async for logged in self._desk.events(story_id, tenant, after):
             yield await self._desk.complete(logged)
+
+
+class _Waits:
+    """Measures how long a client waits for the first event and for the first picture."""
+
+    def __init__(self, metrics: Metrics, began: float) -> None:
+        self._metrics = metrics
+        self._began = began
+        self._events = 0
+        self._pictures = 0
+
+    def sent(self, event: pb.GenerateStoryResponse) -> None:
+        """The client has this event."""
+        seconds = time.monotonic() - self._began
+        if self._events == 0:
+            self._metrics.first_event(seconds)
+        self._events += 1
+        if event.HasField("preview") or event.HasField("frame"):
+            if self._pictures == 0:
+                self._metrics.first_preview(seconds)
+            self._pictures += 1
