@@ -1,6 +1,6 @@
 """A discrete-event simulation of an engine: a virtual clock, a table of step costs, and stories that come at random.
 
-Nothing here takes real time but the scheduler itself, so thousands of stories run in seconds, the same on every machine.
+Nothing takes real time but the scheduler itself: thousands of stories run in seconds, the same on every machine.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def arrivals(shapes: Callable[[random.Random], StoryShape], rate: float, count: 
 
 
 def simulate(factory: SchedulerFactory, limits: Limits, device: Device, stream: Sequence[Arrival]) -> list[Outcome]:
-    """Runs the stream to its end. The scheduler's cost model starts with nothing and learns from the simulated times."""
+    """Runs the stream to its end. The scheduler's cost model starts with nothing and learns from simulated times."""
     now = 0.0
     scheduler = factory(limits, CostModel(padded=device.padded), MemoryModel(), lambda: now)
     specs = {arrival.spec.story_id: arrival for arrival in stream}

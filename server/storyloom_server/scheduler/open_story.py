@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from storyloom_server.scheduler.cost import CostCoefficients
 from storyloom_server.scheduler.stories import Load, Status, StorySpec
 
+_AGEING = 0.1
+"""How much a story's rank gains for each of its own solo times that it has waited: after ten it counts half as long.
+
+Chosen by simulation (``benchmarks.server.simulate``): most stories are as quick as without it, and the slowest tenth of
+the long ones is far quicker.
+"""
+
 Rank = tuple[int, float, int]
 """Sorts the stories of a tenant, the most entitled first: class, value within the class, order of submission."""
 
@@ -16,14 +23,15 @@ Rank = tuple[int, float, int]
 class OpenStory:
     """A story in the scheduler.
 
-    ``order`` numbers submissions. ``queued_since`` is the engine's batch count at submission; ``waiting_since`` is the
-    tenant's turn count (its batches) when the story was last in one, or became ready. ``frames_left`` are the indexes still to
-    be decoded. The last fields are prices in seconds, kept while
-    ``priced_with`` holds: one step alone, and the whole story alone.
+    ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
+    ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready.
+    ``frames_left`` are the indexes still to be decoded. The last fields are prices in seconds, kept while
+    ``priced_with`` holds: one step alone, the whole story alone, and its encoding and decoding.
     """
 
     spec: StorySpec
     order: int
+    submitted: float
     queued_since: int
     waiting_since: int = 0
     status: Status = Status.QUEUED
@@ -37,9 +45,9 @@ class OpenStory:
     decode_seconds: float = 0.0
 
     @classmethod
-    def of(cls, spec: StorySpec, order: int, batches: int) -> OpenStory:
+    def of(cls, spec: StorySpec, order: int, *, now: float, batches: int) -> OpenStory:
         frames = deque(range(spec.shape.frames))
-        return cls(spec, order, batches, done_steps=spec.done_steps, frames_left=frames, load=spec.shape.load)
+        return cls(spec, order, now, batches, done_steps=spec.done_steps, frames_left=frames, load=spec.shape.load)
 
     @property
     def steps_left(self) -> int:
@@ -73,10 +81,11 @@ class OpenStory:
         return seconds + self.encode_seconds if self.status is Status.QUEUED else seconds
 
     def rank(self, *, now: float, overdue: bool) -> Rank:
-        """First who waited too long, then whose deadline is near but can be met, then who needs least for its priority.
+        """First who waited too long, then whose deadline is near but can be met, then who needs least for its priority
+        and age.
 
         A deadline is near when the story needs over half of the device's time to meet it. One that cannot be met any
-        more gives no right to go first; the story goes on, in case the estimate is wrong, until the deadline has passed.
+        more gives no right to go first; the story goes on, in case the estimate is wrong, until it has passed.
         """
         if overdue:
             return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order)
@@ -84,4 +93,5 @@ class OpenStory:
         deadline = self.spec.deadline
         if deadline is not None and left <= deadline - now < 2 * left:
             return (1, deadline, self.order)
-        return (2, left / self.spec.priority, self.order)
+        age = 1 + _AGEING * (now - self.submitted) / self.story_seconds
+        return (2, left / (self.spec.priority * age), self.order)

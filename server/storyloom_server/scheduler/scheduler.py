@@ -6,7 +6,7 @@ one piece of work, more when a backlog has formed, so that no stage starves anot
 The rules of a step:
 
 * The **tenant** furthest behind its share of the device opens the batch (see ``fairness``); its stories rank by who
-  waited too long, whose deadline is near, who needs least time for its priority (see ``OpenStory.rank``).
+  waited too long, whose deadline is near, who needs least time for its priority and age (see ``OpenStory.rank``).
 * **Riders** share the opener's key and fit the row limit and the memory; they are charged for what they use. Who would
   delay the others more than sharing saves is left out (see ``batching``).
 * A waiting story is **encoded** when it would be in the next batch if it were ready. So a short story overtakes long
@@ -122,7 +122,7 @@ class Scheduler:
         if spec.story_id in self._stories:
             raise ValueError(f"story {spec.story_id} was submitted twice; give every story its own id")
         self._join(spec)
-        self._stories[spec.story_id] = OpenStory.of(spec, self._submitted, self._batches)
+        self._stories[spec.story_id] = OpenStory.of(spec, self._submitted, now=self._clock(), batches=self._batches)
         self._submitted += 1
 
     def remove(self, story_id: str, status: Status) -> bool:
