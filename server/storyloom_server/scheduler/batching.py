@@ -17,14 +17,14 @@ def fill(
     ranked: Mapping[str, Sequence[OpenStory]],
     fair: FairShare,
     coefficients: CostCoefficients,
-    fits: Callable[[Load], bool],
+    fits: Callable[[Load, Load], bool],
     overdue: Callable[[OpenStory], bool],
 ) -> list[OpenStory]:
     """The opener, then stories of its key that still fit, each from the tenant then furthest behind its share.
 
     Args:
         ranked: by tenant, its stories in order of rank.
-        fits: whether a step may have this load.
+        fits: whether a load can be added to another in one step.
         overdue: whether a story has waited too long. One that has and cannot ride keeps its tenant's others from
             riding: what they used would put off the tenant's own turn, and so that story's.
     """
@@ -42,7 +42,7 @@ def fill(
         queue = queues[tenant]
         while queue:
             story = queue.popleft()
-            if story.spec.key == opener.spec.key and not story.spec.alone and fits(load + story.load):
+            if story.spec.key == opener.spec.key and not story.spec.alone and fits(load, story.load):
                 batch.append(story)
                 load += story.load
                 charge = fair.after(tenant, coefficients.marginal_seconds(story.load)) - fair.used(tenant)

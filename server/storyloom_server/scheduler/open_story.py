@@ -25,8 +25,11 @@ class OpenStory:
 
     ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
     ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready.
-    ``frames_left`` are the indexes still to be decoded. The last fields are prices in seconds, kept while
-    ``priced_with`` holds: one step alone, the whole story alone, and its encoding and decoding.
+    ``frames_left`` are the indexes still to be decoded.
+
+    The last fields are prices in seconds, kept while ``priced_with`` holds. ``step_seconds`` is a step alone,
+    ``story_seconds`` the whole story alone and ``seconds_left`` what is left of it; ``impatience`` is the weight of a
+    second's delay: more for a more urgent story, less for one that takes long anyway.
     """
 
     spec: StorySpec
@@ -41,8 +44,8 @@ class OpenStory:
     priced_with: CostCoefficients | None = None
     step_seconds: float = 0.0
     story_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    seconds_left: float = 0.0
+    impatience: float = 0.0
 
     @classmethod
     def of(cls, spec: StorySpec, order: int, *, now: float, batches: int) -> OpenStory:
@@ -53,32 +56,19 @@ class OpenStory:
     def steps_left(self) -> int:
         return self.spec.shape.steps - self.done_steps
 
-    @property
-    def holds_state(self) -> bool:
-        """True from the start of its encoding on: its tensors are on the device."""
-        return self.status in (Status.ENCODING, Status.DENOISING, Status.DECODING)
-
-    @property
-    def impatience(self) -> float:
-        """Weight of a second's delay: more for a more urgent story, less for one that takes long anyway."""
-        return self.spec.priority / self.story_seconds
-
     def price(self, coefficients: CostCoefficients) -> None:
-        """Brings the prices up to date."""
+        """Brings the prices up to date. ``priced_with`` is None after the story has moved on."""
         if self.priced_with is coefficients:
             return
         shape = self.spec.shape
         self.priced_with = coefficients
         self.step_seconds = max(coefficients.step_seconds(self.load), 1e-9)
-        self.encode_seconds = coefficients.encode_seconds(shape)
-        self.decode_seconds = coefficients.decode_seconds(shape, shape.frames)
-        self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
-
-    @property
-    def seconds_left(self) -> float:
-        """What it still takes when it has the device to itself; it has not begun to be decoded."""
-        seconds = self.steps_left * self.step_seconds + self.decode_seconds
-        return seconds + self.encode_seconds if self.status is Status.QUEUED else seconds
+        encoding, decoding = coefficients.encode_seconds(shape), coefficients.decode_seconds(shape, shape.frames)
+        self.story_seconds = encoding + decoding + shape.steps * self.step_seconds
+        self.seconds_left = self.steps_left * self.step_seconds + decoding
+        if self.status is Status.QUEUED:
+            self.seconds_left += encoding
+        self.impatience = self.spec.priority / self.story_seconds
 
     def rank(self, *, now: float, overdue: bool) -> Rank:
         """First who waited too long, then whose deadline is near but can be met, then who needs least for its priority

@@ -23,15 +23,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from storyloom_server.scheduler.batching import fill, worthwhile
 from storyloom_server.scheduler.buckets import bucket
 from storyloom_server.scheduler.cost import CostModel
 from storyloom_server.scheduler.fairness import FairShare
 from storyloom_server.scheduler.memory import MemoryModel
-from storyloom_server.scheduler.open_story import OpenStory
+from storyloom_server.scheduler.open_story import OpenStory, Rank
 from storyloom_server.scheduler.stories import FINAL, Load, Status, StorySpec
 from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
+
+_HOLDING_STATE = (Status.ENCODING, Status.DENOISING, Status.DECODING)
+"""Statuses of a story whose tensors are on the device."""
 
 _BACKLOG_PER_PIECE = 4
 """Pieces of work that wait in a stage for each that is done between two steps."""
@@ -103,6 +107,8 @@ class Scheduler:
         self._clock = clock
         self._fair = FairShare(limits.debt_seconds)
         self._stories: dict[str, OpenStory] = {}
+        self._by_status: dict[Status, dict[str, OpenStory]] = {status: {} for status in Status if status not in FINAL}
+        self._active = Load()  # Of the stories whose states are on the device.
         self._previews: deque[str] = deque()
         self._decoding: deque[str] = deque()
         self._open: dict[str, int] = {}  # By tenant: stories that wait for steps.
@@ -122,7 +128,8 @@ class Scheduler:
         if spec.story_id in self._stories:
             raise ValueError(f"story {spec.story_id} was submitted twice; give every story its own id")
         self._join(spec)
-        self._stories[spec.story_id] = OpenStory.of(spec, self._submitted, now=self._clock(), batches=self._batches)
+        story = OpenStory.of(spec, self._submitted, now=self._clock(), batches=self._batches)
+        self._stories[spec.story_id] = self._by_status[Status.QUEUED][spec.story_id] = story
         self._submitted += 1
 
     def remove(self, story_id: str, status: Status) -> bool:
@@ -142,7 +149,7 @@ class Scheduler:
             self._leave(story)
         if story_id in self._previews:
             self._previews.remove(story_id)
-        story.status = status
+        self._move(story, status)
         return True
 
     def next_work(self) -> Work | None:
@@ -158,7 +165,7 @@ class Scheduler:
         choice = choice or self._choose(self._ready()) or self._choose(self._admissible())
         if isinstance(choice, Encode):
             may.encodes = max(may.encodes - 1, 0)
-            self._stories[choice.story_id].status = Status.ENCODING
+            self._move(self._stories[choice.story_id], Status.ENCODING)
         return choice or self._next_preview() or self._next_decode()
 
     def encoded(self, story_id: str, seconds: float | None = None) -> None:
@@ -167,7 +174,7 @@ class Scheduler:
         if seconds is not None:
             self._cost.observe_encode(story.spec.shape, seconds)
             self._fair.charge(story.spec.tenant, seconds)
-        story.status = Status.DENOISING
+        self._move(story, Status.DENOISING)
         story.waiting_since = self._turns[story.spec.tenant]
         if story.steps_left == 0:
             self._denoised(story)
@@ -181,11 +188,12 @@ class Scheduler:
         load = _total(batch)
         if len(batch) == len(story_ids):  # Otherwise the measurement belongs to a load that is not known any more.
             self._cost.observe_step(load, seconds)
-            self._memory.observe_peak(load, _total(s for s in self._stories.values() if s.holds_state), peak_bytes)
+            self._memory.observe_peak(load, self._active, peak_bytes)
         self._charge(batch, seconds)
         self._count_batch(batch, load)
         for story in batch:
             story.done_steps += 1
+            story.priced_with = None
             interval = story.spec.preview_interval
             if story.steps_left == 0:
                 self._denoised(story)
@@ -234,7 +242,7 @@ class Scheduler:
 
     def queue_positions(self) -> dict[str, int]:
         """Number of stories in front of each waiting story, as things are now: later ones may overtake it."""
-        ranked = self._ranked([s for s in self._stories.values() if s.status is Status.QUEUED])
+        ranked = self._ranked(self._by_status[Status.QUEUED].values())
         lines = [deque(ranked[tenant]) for tenant in self._fair.order(ranked)]
         order: list[OpenStory] = []
         while lines:
@@ -255,11 +263,10 @@ class Scheduler:
     @property
     def counts(self) -> Counts:
         """Sizes of the queues and of the last batch."""
-        active = [story for story in self._stories.values() if story.holds_state]
         return Counts(
-            waiting=len(self._stories) - len(active),
-            active=len(active),
-            active_rows=sum(story.load.rows for story in active),
+            waiting=len(self._by_status[Status.QUEUED]),
+            active=self._active.stories,
+            active_rows=self._active.rows,
             frames_to_decode=sum(len(self._stories[story_id].frames_left) for story_id in self._decoding),
             rows=self._last_rows,
             bucket=bucket(self._last_rows) if self._last_rows else 0,
@@ -271,20 +278,14 @@ class Scheduler:
             return None
         ranked = self._ranked(candidates)
         opener = ranked[self._fair.order(ranked)[0]][0]
-        coefficients = self._cost.coefficients
-        active = _total(story for story in self._stories.values() if story.holds_state)
+        coefficients, max_rows = self._cost.coefficients, self._limits.max_rows
 
-        def fits(load: Load) -> bool:
-            return load.rows <= self._limits.max_rows and self._memory.fits(load, active)
+        def fits(load: Load, more: Load) -> bool:
+            return load.rows + more.rows <= max_rows and self._memory.fits(load + more, self._active)
 
         batch = fill(opener, ranked, self._fair, coefficients, fits, self._overdue)
         if coefficients.calibrated:
-            waiting = (s for s in self._stories.values() if s.status in (Status.QUEUED, Status.DENOISING))
-            impatience = 0.0
-            for story in waiting:
-                story.price(coefficients)
-                impatience += story.impatience
-            batch = batch[: worthwhile(batch, impatience, coefficients)]
+            batch = batch[: worthwhile(batch, self._impatience(), coefficients)]
         for story in batch:
             if story.status is Status.QUEUED:
                 return Encode(story.spec.story_id)
@@ -294,14 +295,21 @@ class Scheduler:
     def _ranked(self, candidates: Iterable[OpenStory]) -> dict[str, list[OpenStory]]:
         """The candidates by tenant, in order of rank."""
         now, coefficients = self._clock(), self._cost.coefficients
-        ranks: dict[str, list[tuple[tuple[int, float, int], OpenStory]]] = {}
+        ranks: dict[str, list[tuple[Rank, OpenStory]]] = {}
         for story in candidates:
             story.price(coefficients)
             rank = story.rank(now=now, overdue=self._overdue(story))
             ranks.setdefault(story.spec.tenant, []).append((rank, story))
-        return {
-            tenant: [story for _, story in sorted(pairs, key=lambda pair: pair[0])] for tenant, pairs in ranks.items()
-        }
+        return {tenant: [story for _, story in sorted(pairs, key=itemgetter(0))] for tenant, pairs in ranks.items()}
+
+    def _impatience(self) -> float:
+        """That of all who wait for a step."""
+        coefficients, impatience = self._cost.coefficients, 0.0
+        for status in (Status.QUEUED, Status.DENOISING):
+            for story in self._by_status[status].values():
+                story.price(coefficients)
+                impatience += story.impatience
+        return impatience
 
     def _overdue(self, story: OpenStory) -> bool:
         if story.status is Status.QUEUED:
@@ -314,38 +322,50 @@ class Scheduler:
         One a tenant at a time, until it is through its steps: they must not fill the room that short stories need.
         """
         oldest: dict[str, OpenStory] = {}
-        for story in self._stories.values():
-            if story.status is Status.QUEUED:
-                oldest.setdefault(story.spec.tenant, story)
+        for story in self._by_status[Status.QUEUED].values():
+            oldest.setdefault(story.spec.tenant, story)
         for tenant, story in oldest.items():
             if tenant not in self._aged and self._batches - story.queued_since >= self._limits.queue_patience:
                 self._aged[tenant] = story.spec.story_id
 
     def _ready(self) -> list[OpenStory]:
-        return [story for story in self._stories.values() if story.status is Status.DENOISING]
+        return list(self._by_status[Status.DENOISING].values())
 
     def _admissible(self) -> list[OpenStory]:
         """Waiting stories for which there is room. One that waited too long and finds none keeps the others out."""
-        active = [story for story in self._stories.values() if story.holds_state]
-        total = _total(active)
-        largest = max((story.load for story in active), key=lambda load: load.row_megapixels, default=Load())
+        largest = max((story.load for story in self._holding_state()), key=_row_megapixels, default=Load())
         found = []
-        for story in self._stories.values():
-            if story.status is Status.QUEUED:
-                if self._has_room(story, total, largest):
-                    found.append(story)
-                elif self._overdue(story):
-                    return []
+        room: dict[Load, bool] = {}  # Many stories are of the same shape.
+        for story in self._by_status[Status.QUEUED].values():
+            if story.load not in room:
+                room[story.load] = self._has_room(story.load, largest)
+            if room[story.load]:
+                found.append(story)
+            elif self._overdue(story):
+                return []
         return found
 
-    def _has_room(self, story: OpenStory, active: Load, largest: Load) -> bool:
-        total = active + story.load
-        largest = max(largest, story.load, key=lambda load: load.row_megapixels)
-        return active.stories == 0 or (
-            total.stories <= self._limits.max_active_stories
-            and total.rows <= self._limits.max_active_rows
-            and self._memory.has_room(largest, total)
-        )
+    def _has_room(self, load: Load, largest: Load) -> bool:
+        """Whether a story can become active beside the active ones, of which ``largest`` is the largest."""
+        active, limits = self._active, self._limits
+        if active.stories == 0:
+            return True
+        if active.stories >= limits.max_active_stories or active.rows + load.rows > limits.max_active_rows:
+            return False
+        return self._memory.has_room(max(largest, load, key=_row_megapixels), active + load)
+
+    def _holding_state(self) -> Iterable[OpenStory]:
+        return (story for status in _HOLDING_STATE for story in self._by_status[status].values())
+
+    def _move(self, story: OpenStory, status: Status) -> None:
+        """Every change of a story's status goes through here."""
+        story_id = story.spec.story_id
+        del self._by_status[story.status][story_id]
+        if status not in FINAL:
+            self._by_status[status][story_id] = story
+        story.status = status
+        story.priced_with = None
+        self._active = _total(self._holding_state())
 
     def _next_decode(self) -> Decode | None:
         """The first frame left of the story whose turn it is; stories take turns, so that short ones come out soon."""
@@ -359,7 +379,7 @@ class Scheduler:
         return Preview(self._previews[0]) if self._previews else None
 
     def _denoised(self, story: OpenStory) -> None:
-        story.status = Status.DECODING
+        self._move(story, Status.DECODING)
         self._leave(story)
         self._decoding.append(story.spec.story_id)
         if story.spec.story_id in self._previews:  # The pictures themselves come now.
@@ -383,7 +403,7 @@ class Scheduler:
             story.waiting_since = self._turns[story.spec.tenant]
 
     def _begin_round(self) -> None:
-        waiting = sum(story.status is Status.QUEUED for story in self._stories.values())
+        waiting = len(self._by_status[Status.QUEUED])
         frames = sum(len(self._stories[story_id].frames_left) for story_id in self._decoding)
         self._round = _Round(encodes=_quota(waiting), previews=_quota(len(self._previews)), decodes=_quota(frames))
 
@@ -418,3 +438,7 @@ def _quota(waiting: int) -> int:
 
 def _total(stories: Iterable[OpenStory]) -> Load:
     return sum((story.load for story in stories), Load())
+
+
+def _row_megapixels(load: Load) -> float:
+    return load.row_megapixels
