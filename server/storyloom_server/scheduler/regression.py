@@ -11,7 +11,7 @@ _FORGETTING = 0.99
 _USUAL_ERROR = 0.25
 """Log of measured over predicted at which a measurement counts half."""
 
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 """Pull towards the prior's proportions: decides what the measurements leave open, and hardly anything else."""
 
 _DAMPED_AFTER = 8
@@ -71,7 +71,7 @@ class NonNegativeRegression:
             matrix = [[self._products[i][j] for j in active] for i in active]
             right = [self._targets[i] for i in active]
             for place, i in enumerate(active):
-                ridge = _RIDGE * self._products[i][i] + 1e-12
+                ridge = _RIDGE * self._products[i][i] or 1.0  # A feature never seen keeps the prior.
                 matrix[place][place] += ridge
                 right[place] += ridge * scale * self._prior[i]
             found = _solve_linear(matrix, right)

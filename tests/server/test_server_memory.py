@@ -1,0 +1,57 @@
+"""Learned memory: batches that do not fit are not tried twice, one story alone always may be tried."""
+
+from __future__ import annotations
+
+from storyloom_server.scheduler import Load, MemoryModel, StoryShape
+
+GIB = 2**30
+STORY = StoryShape(4, 2, 1024 * 1024, 20).load
+"""Eight row-megapixels."""
+
+
+def times(count: int) -> Load:
+    return sum((STORY for _ in range(count)), Load())
+
+
+def peak(batch: Load, active: Load) -> int:
+    return int((4 + 0.05 * active.row_megapixels + 0.8 * batch.row_megapixels) * GIB)
+
+
+def test_everything_fits_before_anything_is_known() -> None:
+    assert MemoryModel(80 * GIB).fits(times(50), times(50))
+    assert MemoryModel().fits(times(50), times(50))
+
+
+def test_measured_peaks_tell_what_will_not_fit() -> None:
+    memory = MemoryModel(40 * GIB)
+    for _ in range(5):
+        for batch, active in ((1, 1), (2, 2), (3, 4), (1, 6), (4, 5)):
+            memory.observe_peak(times(batch), times(active), peak(times(batch), times(active)))
+    assert memory.fits(times(4), times(4))
+    assert not memory.fits(times(6), times(6)), "six would need over 42 GiB"
+    assert not memory.has_room(times(1), times(80)), "the states alone would fill the device"
+    assert memory.has_room(times(1), times(10))
+    assert memory.can_ever_fit(STORY)
+    assert not memory.can_ever_fit(StoryShape(40, 2, 1024 * 1024, 20).load)
+
+
+def test_running_out_of_memory_lowers_the_cap_below_the_failed_load() -> None:
+    memory = MemoryModel()
+    assert memory.out_of_memory(times(5))
+    assert not memory.fits(times(5), times(5))
+    assert memory.fits(times(4), times(5))
+    assert memory.out_of_memory(times(2))
+    assert not memory.fits(times(2), times(5))
+    assert memory.fits(times(1), times(5)), "a story alone may always be tried"
+    assert not memory.out_of_memory(times(1)), "what fails alone cannot be tried in a smaller batch"
+
+
+def test_the_cap_rises_again_but_slowly() -> None:
+    memory = MemoryModel()
+    memory.out_of_memory(times(10))
+    low = memory.cap
+    for _ in range(1999):
+        memory.observe_peak(times(1), times(1), None)
+    assert memory.cap == low
+    memory.observe_peak(times(1), times(1), None)
+    assert low < memory.cap < times(10).row_megapixels
