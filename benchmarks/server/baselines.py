@@ -20,7 +20,7 @@ class OneAtATime(Scheduler):
         stories = [self._stories[story_id] for story_id in story_ids if story_id in self._stories]
         for story in stories:
             if story.status is Status.QUEUED:
-                story.status = Status.ENCODING
+                self._move(story, Status.ENCODING)
                 return Encode(story.spec.story_id)
         stepping = tuple(story.spec.story_id for story in stories if story.status is Status.DENOISING)
         if stepping:
@@ -58,15 +58,11 @@ class RequestBatching(OneAtATime):
         self._mix_steps = mix_steps
         self._max_batch_rows = max_batch_rows or limits.max_rows
         self._running: tuple[str, ...] = ()
-        self._arrived: dict[str, float] = {}
 
     def next_work(self) -> Work | None:
-        now = self._clock()
-        for story_id in self._stories:
-            self._arrived.setdefault(story_id, now)
         self._running = tuple(story_id for story_id in self._running if story_id in self._stories)
         if not self._running:
-            self._arrived = {story_id: self._arrived[story_id] for story_id in self._stories}
+            now = self._clock()
             self._running = next((batch for batch, start in self._gathered() if start <= now), ())
         return self._next_of(self._running)
 
@@ -89,6 +85,6 @@ class RequestBatching(OneAtATime):
                 if rows[key] >= self._max_batch_rows:
                     full.add(key)
         return [
-            (tuple(batch), 0.0 if key in full else self._arrived[batch[0]] + self._max_delay)
+            (tuple(batch), 0.0 if key in full else self._stories[batch[0]].submitted + self._max_delay)
             for key, batch in batches.items()
         ]

@@ -33,8 +33,8 @@ class Device:
 
     Args:
         source: where the figures are from.
-        rows: row counts of the table, ascending; ``times`` the step times at them. Between two the time is linear; from
-            the last on it grows in proportion to rows.
+        rows: row counts of the table, ascending; ``times`` the step times at them. Between two the time is linear,
+            below the first constant; from the last on it grows in proportion to rows.
         cross_frame: how much a further frame of the same story adds to a row's time, as a share.
         padded: rows are padded to buckets.
     """
@@ -67,6 +67,8 @@ class Device:
     def _table(self, rows: int) -> float:
         if rows >= self.rows[-1]:
             return self.times[-1] * rows / self.rows[-1]
+        if rows <= self.rows[0]:
+            return self.times[0]
         place = bisect_left(self.rows, rows)
         if self.rows[place] == rows:
             return self.times[place]
@@ -93,13 +95,18 @@ class Outcome:
     latency: float
 
 
-def arrivals(shapes: Callable[[random.Random], StoryShape], rate: float, count: int, seed: int) -> list[Arrival]:
+StoryMaker = Callable[[random.Random], tuple[StoryShape, str]]
+"""Draws a story's shape and its compatibility key."""
+
+
+def arrivals(story: StoryMaker, rate: float, count: int, seed: int) -> list[Arrival]:
     """An open-loop Poisson stream of ``count`` stories, ``rate`` a second."""
     draw = random.Random(seed)  # noqa: S311 - a simulation
     found, at = [], 0.0
     for index in range(count):
         at += draw.expovariate(rate)
-        found.append(Arrival(at, StorySpec(str(index), "tenant", "key", shapes(draw))))
+        shape, key = story(draw)
+        found.append(Arrival(at, StorySpec(str(index), "tenant", key, shape)))
     return found
 
 

@@ -181,7 +181,11 @@ class Run:
         self._since_step = dict.fromkeys(self._since_step, 0)
         counts = self.scheduler.counts
         frames = counts.frames_to_decode
-        self._quotas = {Encode: -(-counts.waiting // 4) or 1, Decode: -(-frames // 4) or 1, Preview: len(self.specs)}
+        self._quotas = {
+            Encode: -(-counts.waiting // 4) or 1,
+            Decode: max(-(-frames // 4), int(seconds / max(self.device.decode, 1e-6)) + 1),
+            Preview: len(self.specs),
+        }
 
     def _count_waits(self, story_ids: tuple[str, ...]) -> None:
         tenants = {self.specs[story_id].tenant for story_id in story_ids}

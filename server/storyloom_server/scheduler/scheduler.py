@@ -1,7 +1,8 @@
 """What the engine does next: which story is encoded, which take a step together, which frames are decoded.
 
 Four stages with a queue each: encode, step, preview, decode. Between two steps each of the others gets a bounded share:
-one piece of work, more when a backlog has formed, so that no stage starves another and no backlog grows for ever.
+one piece of work, more when a backlog has formed (or, for frames, while it takes less time than the step did), so that
+no stage starves another and no backlog grows for ever.
 
 The rules of a step:
 
@@ -200,7 +201,7 @@ class Scheduler:
             elif interval and story.done_steps % interval == 0 and story.spec.story_id not in self._previews:
                 self._previews.append(story.spec.story_id)
         self._mark_aged()
-        self._begin_round()
+        self._begin_round(seconds)
 
     def out_of_memory(self, story_ids: Sequence[str]) -> bool:
         """The step of these stories ran out of memory and changed nothing.
@@ -402,10 +403,17 @@ class Scheduler:
         for story in batch:
             story.waiting_since = self._turns[story.spec.tenant]
 
-    def _begin_round(self) -> None:
-        waiting = len(self._by_status[Status.QUEUED])
-        frames = sum(len(self._stories[story_id].frames_left) for story_id in self._decoding)
-        self._round = _Round(encodes=_quota(waiting), previews=_quota(len(self._previews)), decodes=_quota(frames))
+    def _begin_round(self, step_seconds: float) -> None:
+        """Decides what may be done before the next step. Frames may take as long as the last step did, if they are more
+        than their quota: what is finished should come out."""
+        decodes = 1
+        if self._decoding:
+            frames = sum(len(self._stories[story_id].frames_left) for story_id in self._decoding)
+            shape = self._stories[self._decoding[0]].spec.shape
+            frame_seconds = max(self._cost.coefficients.decode_seconds(shape, 1), 1e-6)
+            decodes = max(_quota(frames), int(step_seconds / frame_seconds))
+        encodes = _quota(len(self._by_status[Status.QUEUED]))
+        self._round = _Round(encodes=encodes, previews=_quota(len(self._previews)), decodes=decodes)
 
     def _join(self, spec: StorySpec) -> None:
         """A tenant takes part in the sharing while it has stories that wait for steps."""
