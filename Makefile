@@ -6,7 +6,7 @@ RECIPE ?= mini-128
 RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint types unit proto proto-baseline aot gpu quality quality-reader overlap train-mini clean
+.PHONY: help demo serve test lint types unit proto proto-baseline aot gpu quality quality-reader overlap simulation train-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -59,6 +59,9 @@ quality-reader: $(VENV)/.dev  ## train the attribute reader that `make quality` 
 
 overlap: $(VENV)/.dev  ## measure two overlapping stories against one
 	$(BIN)/python -m benchmarks.latency.overlap
+
+simulation: $(VENV)/.dev  ## the scheduler against one story at a time and request batching, on simulated devices
+	$(BIN)/python -m benchmarks.server.simulate
 
 train-mini: $(VENV)/.dev  ## train the built-in model; RECIPE=mini-256: 256x256 on a GPU; START=PACKAGE: train on from it
 	$(BIN)/python -m storyloom_training $(RECIPE) --folder $(RUN) $(if $(START),--start $(START))

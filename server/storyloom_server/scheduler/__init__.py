@@ -8,8 +8,9 @@
 from storyloom_server.scheduler.admission import Accepted, Admission, Progress, Reason, Refused
 from storyloom_server.scheduler.buckets import bucket
 from storyloom_server.scheduler.cost import CostCoefficients, CostModel
+from storyloom_server.scheduler.limits import Counts, Limits
 from storyloom_server.scheduler.memory import MemoryModel
-from storyloom_server.scheduler.scheduler import Counts, Limits, Scheduler
+from storyloom_server.scheduler.scheduler import Scheduler
 from storyloom_server.scheduler.stories import FINAL, Load, Priority, Status, StoryShape, StorySpec
 from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
 

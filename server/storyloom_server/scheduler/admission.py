@@ -63,7 +63,8 @@ class Admission:
         max_open: stories that may be open at once, whoever owns them.
         max_open_per_tenant: those of one tenant.
         max_rows: rows of a batch step; stories that together need more cannot share one.
-        max_story_row_megapixels: the largest story that the device can run; None where nothing is known.
+        max_story_row_megapixels: the largest story that the device can run (see ``MemoryModel.largest_story``); None
+            where nothing is known.
     """
 
     max_open: int

@@ -58,9 +58,15 @@ class MemoryModel:
         """True when so many stories can be active at once with the ``largest`` of them taking a step."""
         return active.stories <= 1 or self._predicted_to_fit(largest, active)
 
-    def can_ever_fit(self, story: Load) -> bool:
-        """False when a story is predicted not to fit even with the device to itself."""
-        return self._predicted_to_fit(story, story)
+    def largest_story(self) -> float | None:
+        """Row-megapixels of the largest story that should fit with the device to itself; None while that is not known.
+
+        The cross-frame term is left out, which errs towards trying.
+        """
+        weights, state, activation, _ = self._peak.coefficients
+        if not self._peak.count or math.isinf(self._usable) or state + activation <= 0:
+            return None
+        return max((self._usable - weights) / (state + activation), 0.0)
 
     def observe_peak(self, batch: Load, active: Load, peak_bytes: int | None) -> None:
         """A step of ``batch`` succeeded, with this peak where it was measured."""

@@ -30,6 +30,7 @@ from storyloom_server.scheduler.batching import fill, worthwhile
 from storyloom_server.scheduler.buckets import bucket
 from storyloom_server.scheduler.cost import CostModel
 from storyloom_server.scheduler.fairness import FairShare
+from storyloom_server.scheduler.limits import Counts, Limits
 from storyloom_server.scheduler.memory import MemoryModel
 from storyloom_server.scheduler.open_story import OpenStory, Rank
 from storyloom_server.scheduler.stories import FINAL, Load, Status, StorySpec
@@ -40,49 +41,6 @@ _HOLDING_STATE = (Status.ENCODING, Status.DENOISING, Status.DECODING)
 
 _BACKLOG_PER_PIECE = 4
 """Pieces of work that wait in a stage for each that is done between two steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds the scheduler.
-
-    Args:
-        max_rows: rows of a batch step; a story larger than that takes its steps alone.
-        max_active_stories: stories whose states are on the device.
-        max_active_rows: their rows; a larger story is active alone.
-        patience: batches with stories of a tenant after which its story left out of all of them goes first.
-        queue_patience: batches before a waiting story is let in whatever its rank.
-        debt_seconds: see ``FairShare``.
-
-    Raises:
-        ValueError: a limit is below 1, or the active rows are fewer than those of a step.
-    """
-
-    max_rows: int
-    max_active_stories: int = 64
-    max_active_rows: int = 256
-    patience: int = 32
-    queue_patience: int = 512
-    debt_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_rows", "max_active_stories", "patience", "queue_patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more")
-        if self.max_active_rows < self.max_rows:
-            raise ValueError(f"max_active_rows is {self.max_active_rows}; set it to max_rows ({self.max_rows}) or more")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The scheduler at one moment, for metrics. ``rows`` and ``bucket`` are those of the last batch step."""
-
-    waiting: int
-    active: int
-    active_rows: int
-    frames_to_decode: int
-    rows: int
-    bucket: int
 
 
 @dataclass(slots=True)
@@ -433,7 +391,9 @@ class Scheduler:
             self._fair.leave(tenant)
 
     def _expect(self, story_id: str, status: Status) -> OpenStory:
-        story = self._stories[story_id]
+        story = self._stories.get(story_id)
+        if story is None:
+            raise ValueError(f"story {story_id} is not here; report only work on stories that have not left")
         if story.status is not status:
             raise ValueError(f"story {story_id} is {story.status.value}, not {status.value}")
         return story

@@ -54,14 +54,6 @@ class Load:
             self.cross + other.cross,
         )
 
-    def __sub__(self, other: Load) -> Load:
-        return Load(
-            self.stories - other.stories,
-            self.rows - other.rows,
-            self.row_megapixels - other.row_megapixels,
-            self.cross - other.cross,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class StoryShape:
