@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.sql.dml import ReturningInsert
 
 from storyloom_server.store.errors import (
     StorageFullError,
@@ -107,12 +108,16 @@ def database_clock(connection: Connection) -> float:
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Inserts a row, unless one of its unique keys exists already. Whether it did."""
+    return connection.execute(_insert_new(connection.dialect.name, table), values).first() is not None
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> ReturningInsert[Any]:
     # The number of affected rows is not to be had from every driver.
-    if connection.dialect.name == "sqlite":
-        lite = sqlite.insert(table).values(values).on_conflict_do_nothing()
-        return connection.execute(lite.returning(*table.primary_key)).first() is not None
-    post = postgresql.insert(table).values(values).on_conflict_do_nothing()
-    return connection.execute(post.returning(*table.primary_key)).first() is not None
+    key = table.primary_key
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing().returning(*key)
+    return postgresql.insert(table).on_conflict_do_nothing().returning(*key)
 
 
 def connect(url: str, *, busy_seconds: float = _BUSY_SECONDS) -> Engine:

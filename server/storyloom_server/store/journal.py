@@ -7,8 +7,9 @@ the first call was stored and only its answer was lost.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Update, and_, case, delete, func, insert, select, update
+from sqlalchemy import Update, and_, bindparam, case, delete, func, insert, select, update
 
 from storyloom_server.store import quotas, tables
 from storyloom_server.store.database import Transaction, insert_new
@@ -31,6 +32,29 @@ from storyloom_server.store.rows import STORY_COLUMNS, make_story
 _story = tables.story.c
 _event = tables.event.c
 _artifact = tables.artifact.c
+
+# What runs for every event is built once; building a statement takes longer than running it on SQLite.
+_READ = select(*STORY_COLUMNS).where(_story.id == bindparam("story"))
+_OWN_STORY = (
+    update(tables.story)
+    .where(_story.id == bindparam("story"), _story.life == bindparam("owner"), _story.finished_at.is_(None))
+    .values(updated_at=bindparam("now"))
+)
+_BEGIN = _OWN_STORY.values(state=StoryState.RUNNING.value)
+_RESERVE = _OWN_STORY.values(
+    sequence_reserved=case(
+        (_story.sequence_reserved < bindparam("upto"), bindparam("upto")), else_=_story.sequence_reserved
+    )
+)
+_GROW = _OWN_STORY.values(size_bytes=_story.size_bytes + bindparam("more"))
+_GROW_AND_RESERVE = _RESERVE.values(size_bytes=_story.size_bytes + bindparam("more"))
+_LAST_EVENT = select(func.max(_event.sequence)).where(_event.story_id == bindparam("story"))
+_EVENTS = (
+    select(_event.sequence, _event.payload, _event.picture)
+    .where(_event.story_id == bindparam("story"), _event.sequence > bindparam("after"))
+    .order_by(_event.sequence)
+    .limit(bindparam("most"))
+)
 
 
 def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) -> Accepted:
@@ -141,7 +165,7 @@ def begin(transaction: Transaction, story_id: str) -> None:
     Raises:
         StoryLostError: it is no longer this server's.
     """
-    _change(transaction, story_id, update(tables.story).values(state=StoryState.RUNNING))
+    _change(transaction, story_id, _BEGIN)
 
 
 def reserve(transaction: Transaction, story_id: str, upto: int) -> None:
@@ -150,7 +174,7 @@ def reserve(transaction: Transaction, story_id: str, upto: int) -> None:
     Raises:
         StoryLostError: it is no longer this server's.
     """
-    _change(transaction, story_id, _reserving(upto))
+    _change(transaction, story_id, _RESERVE, upto=upto)
 
 
 def append(transaction: Transaction, story_id: str, events: Sequence[NewEvent], *, reserve: int = 0) -> None:
@@ -167,33 +191,23 @@ def append(transaction: Transaction, story_id: str, events: Sequence[NewEvent], 
     numbers = [event.sequence for event in events]
     if not numbers or numbers[0] < 1 or any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
         raise SequenceError(f"event numbers must rise from 1 or more; these are {numbers}")
-    _change(transaction, story_id, _reserving(max(reserve, numbers[-1])))
-    fresh = _not_stored(transaction, story_id, events)
-    pictures = [event.picture for event in fresh if event.picture is not None]
-    _add_artifacts(transaction, story_id, pictures)
-    if fresh:
-        rows = [
-            {
-                "story_id": story_id,
-                "sequence": event.sequence,
-                "payload": event.payload,
-                "picture": event.picture.key if event.picture is not None else None,
-            }
-            for event in fresh
-        ]
-        transaction.connection.execute(insert(tables.event), rows)
-        _grow(transaction, story_id, sum(len(event.payload) for event in fresh))
+    size = sum(map(_event_size, events))
+    _change(transaction, story_id, _GROW_AND_RESERVE, upto=max(reserve, numbers[-1]), more=size)
+    last: int = transaction.connection.execute(_LAST_EVENT, {"story": story_id}).scalar_one() or 0
+    if numbers[0] <= last:
+        stored, events = _split(transaction, story_id, events, last)
+        _change(transaction, story_id, _GROW, more=-sum(map(_event_size, stored)))
+    if pictures := [event.picture for event in events if event.picture is not None]:
+        rows = [_artifact_values(story_id, picture) for picture in pictures]
+        transaction.connection.execute(insert(tables.artifact), rows)
+    if events:
+        transaction.connection.execute(insert(tables.event), [_event_values(story_id, event) for event in events])
 
 
 def events(transaction: Transaction, story_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:
     """The stored events of a story with numbers above ``after``, in order. No check of the tenant: ``get`` does it."""
-    query = (
-        select(_event.sequence, _event.payload, _event.picture)
-        .where(_event.story_id == story_id, _event.sequence > after)
-        .order_by(_event.sequence)
-        .limit(limit)
-    )
-    return [Event(row.sequence, row.payload, row.picture) for row in transaction.connection.execute(query)]
+    rows = transaction.connection.execute(_EVENTS, {"story": story_id, "after": after, "most": limit})
+    return [Event(row.sequence, row.payload, row.picture) for row in rows]
 
 
 def keep(transaction: Transaction, story_id: str, artifact: Artifact) -> Sequence[str]:
@@ -205,7 +219,7 @@ def keep(transaction: Transaction, story_id: str, artifact: Artifact) -> Sequenc
     Raises:
         StoryLostError: it is no longer this server's.
     """
-    _change(transaction, story_id, update(tables.story))
+    _change(transaction, story_id, _OWN_STORY)
     replaced = transaction.connection.execute(
         delete(tables.artifact)
         .where(
@@ -216,8 +230,9 @@ def keep(transaction: Transaction, story_id: str, artifact: Artifact) -> Sequenc
         )
         .returning(_artifact.key, _artifact.size_bytes)
     ).all()
-    _add_artifacts(transaction, story_id, [artifact])
-    _grow(transaction, story_id, -sum(row.size_bytes for row in replaced))
+    values = _artifact_values(story_id, artifact)
+    added = artifact.size_bytes if insert_new(transaction.connection, tables.artifact, values) else 0
+    _change(transaction, story_id, _GROW, more=added - sum(row.size_bytes for row in replaced))
     return [row.key for row in replaced]
 
 
@@ -259,7 +274,7 @@ def finish(
     if events:
         append(transaction, story_id, events)
     values = {"state": state, "error": error, "summary": summary, "finished_at": transaction.now}
-    _change(transaction, story_id, update(tables.story).values(values))
+    _change(transaction, story_id, _OWN_STORY.values(values))
 
 
 def request_cancel(transaction: Transaction, story_id: str, tenant: str) -> Story:
@@ -277,7 +292,7 @@ def request_cancel(transaction: Transaction, story_id: str, tenant: str) -> Stor
 
 
 def _read(transaction: Transaction, story_id: str) -> Story:
-    row = transaction.connection.execute(select(*STORY_COLUMNS).where(_story.id == story_id)).first()
+    row = transaction.connection.execute(_READ, {"story": story_id}).first()
     if row is None:
         raise NotFoundError("story", story_id)
     return make_story(row)
@@ -290,18 +305,14 @@ def _accepted_before(transaction: Transaction, new: NewStory) -> Accepted | None
     return None if story is None else Accepted(story, existing=story.id != new.id)
 
 
-def _change(transaction: Transaction, story_id: str, change: Update) -> None:
-    """Changes an open story of this server; its row is locked from then on.
+def _change(transaction: Transaction, story_id: str, change: Update, **values: int) -> None:
+    """Runs ``change``, made from ``_OWN_STORY``, on an open story of this server; its row is locked from then on.
 
     Raises:
         StoryLostError: it is not open, or not this server's.
     """
-    changed = transaction.connection.execute(
-        change.where(_story.id == story_id, _story.life == transaction.owner.life, _story.finished_at.is_(None)).values(
-            updated_at=transaction.now
-        )
-    )
-    if changed.rowcount:
+    own = {"story": story_id, "owner": transaction.owner.life, "now": transaction.now}
+    if transaction.connection.execute(change, own | values).rowcount:
         return
     row = transaction.connection.execute(select(_story.state).where(_story.id == story_id)).first()
     if row is None:
@@ -310,47 +321,46 @@ def _change(transaction: Transaction, story_id: str, change: Update) -> None:
     raise StoryLostError(story_id, "belongs to another server by now" if is_open else f"has ended ({row.state})")
 
 
-def _reserving(upto: int) -> Update:
-    reserved = _story.sequence_reserved
-    return update(tables.story).values(sequence_reserved=case((reserved < upto, upto), else_=reserved))
+def _split(
+    transaction: Transaction, story_id: str, events: Sequence[NewEvent], last: int
+) -> tuple[Sequence[NewEvent], Sequence[NewEvent]]:
+    """The events that are stored already, just so, and those that are new.
 
-
-def _not_stored(transaction: Transaction, story_id: str, events: Sequence[NewEvent]) -> Sequence[NewEvent]:
-    """The events that are new; the others must be stored already just so."""
-    query = select(func.max(_event.sequence)).where(_event.story_id == story_id)
-    last: int = transaction.connection.execute(query).scalar_one() or 0
+    Raises:
+        SequenceError: an event up to number ``last``, the last one stored, is another one or none.
+    """
     old = [event for event in events if event.sequence <= last]
-    if old:
-        query = select(_event.sequence, _event.payload, _event.picture).where(
-            _event.story_id == story_id, _event.sequence.in_([event.sequence for event in old])
-        )
-        stored = {row.sequence: (row.payload, row.picture) for row in transaction.connection.execute(query)}
-        for event in old:
-            if stored.get(event.sequence) != (event.payload, event.picture.key if event.picture else None):
-                raise SequenceError(
-                    f"event {event.sequence} of story {story_id} is not above {last}, the last one stored; "
-                    "number events on from there"
-                )
-    return events[len(old) :]
+    query = select(_event.sequence, _event.payload, _event.picture).where(
+        _event.story_id == story_id, _event.sequence.in_([event.sequence for event in old])
+    )
+    stored = {row.sequence: (row.payload, row.picture) for row in transaction.connection.execute(query)}
+    for event in old:
+        if stored.get(event.sequence) != (event.payload, event.picture.key if event.picture else None):
+            raise SequenceError(
+                f"event {event.sequence} of story {story_id} is not above {last}, the last one stored; "
+                "number events on from there"
+            )
+    return old, events[len(old) :]
 
 
-def _add_artifacts(transaction: Transaction, story_id: str, added: Sequence[Artifact]) -> None:
-    size = 0
-    for artifact in added:
-        values = {
-            "key": artifact.key,
-            "story_id": story_id,
-            "kind": artifact.kind,
-            "position": artifact.position,
-            "size_bytes": artifact.size_bytes,
-        }
-        if insert_new(transaction.connection, tables.artifact, values):
-            size += artifact.size_bytes
-    _grow(transaction, story_id, size)
+def _event_size(event: NewEvent) -> int:
+    return len(event.payload) + (event.picture.size_bytes if event.picture is not None else 0)
 
 
-def _grow(transaction: Transaction, story_id: str, size: int) -> None:
-    if size:
-        transaction.connection.execute(
-            update(tables.story).where(_story.id == story_id).values(size_bytes=_story.size_bytes + size)
-        )
+def _event_values(story_id: str, event: NewEvent) -> dict[str, Any]:
+    return {
+        "story_id": story_id,
+        "sequence": event.sequence,
+        "payload": event.payload,
+        "picture": event.picture.key if event.picture is not None else None,
+    }
+
+
+def _artifact_values(story_id: str, artifact: Artifact) -> dict[str, Any]:
+    return {
+        "key": artifact.key,
+        "story_id": story_id,
+        "kind": artifact.kind,
+        "position": artifact.position,
+        "size_bytes": artifact.size_bytes,
+    }
