@@ -91,6 +91,9 @@ def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) 
         "replica": transaction.owner.replica,
         "life": transaction.owner.life,
         "lease_until": transaction.now + transaction.lease_seconds,
+        "crashes": 0,
+        "sequence_reserved": 0,
+        "cancel_requested": False,
         "size_bytes": len(new.request),
         "request": new.request,
     }

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    false,
 )
 
 metadata = MetaData(
@@ -37,7 +36,7 @@ story = Table(
     Column("tenant", Text, nullable=False),
     Column("request_id", Text),
     Column("request_digest", Text, nullable=False),
-    Column("title", Text, nullable=False, server_default=""),
+    Column("title", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("frames", Integer, nullable=False),
@@ -54,10 +53,10 @@ story = Table(
     Column("life", Text, nullable=False),
     Column("lease_until", Double, nullable=False),
     # How often the engine or the server died while it worked on the story.
-    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False),
     # Clients may have seen event numbers up to this one.
-    Column("sequence_reserved", BigInteger, nullable=False, server_default="0"),
-    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("sequence_reserved", BigInteger, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
     # Size of the request, of the events and of all artifacts.
     Column("size_bytes", BigInteger, nullable=False),
     # A serialised google.rpc.Status, of a failed story.
