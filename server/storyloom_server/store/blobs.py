@@ -66,8 +66,18 @@ class Blobs:
             if self._is_local:
                 _write_whole(Path(self._path(key)), data)
             else:
-                self._storage.pipe_file(self._path(key), data)
+                self._put_away(key, data)
         return key
+
+    def check(self) -> None:
+        """Makes sure that blobs can be written, read and deleted, by doing so.
+
+        Raises:
+            StorageFullError, StoreUnavailableError: they cannot.
+        """
+        key = self.put("check", b"a blob to check the storage")
+        self.get(key)
+        self.delete([key])
 
     def get(self, key: str) -> bytes:
         """The blob of this key.
@@ -102,6 +112,12 @@ class Blobs:
                 return
         for path in paths:
             yield path.removeprefix(f"{self._root}/")
+
+    def _put_away(self, key: str, data: bytes) -> None:
+        try:
+            self._storage.pipe_file(self._path(key), data)
+        except FileNotFoundError as error:
+            raise StoreUnavailableError(f"{self._root} does not exist in the blob storage; make it first") from error
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

@@ -75,17 +75,19 @@ class Store:
 
         Raises:
             StoreSetupError: something cannot be used as told.
-            StoreUnavailableError: the database does not answer.
+            StoreUnavailableError, StorageFullError: the database or the blob storage does not serve.
         """
         folder = StateFolder(options.folder)
         try:
             file = URL.create("sqlite", database=str(folder.path / "stories.db"))
             engine = connect(options.database or file.render_as_string())
             schema.upgrade(engine)
+            blobs = Blobs(options.blobs or str(folder.path / "blobs"))
+            blobs.check()
             owner = Owner(folder.replica, uuid.uuid4().hex)
             clock = clock or (database_clock if engine.dialect.name == "postgresql" else system_clock)
             database = Database(engine, owner, options.lease_seconds, clock)
-            return cls(folder, database, Blobs(options.blobs or str(folder.path / "blobs")))
+            return cls(folder, database, blobs)
         except BaseException:
             folder.close()
             raise
