@@ -13,7 +13,6 @@ from storyloom_server.store.blobs import Blobs
 from storyloom_server.store.errors import (
     BlobDamagedError,
     BlobMissingError,
-    StorageFullError,
     StoreSetupError,
     StoreUnavailableError,
 )

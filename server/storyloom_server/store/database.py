@@ -169,8 +169,9 @@ def _connect_sqlite(url: URL, busy_seconds: float) -> Engine:
 
 
 def _connect_postgresql(url: URL, busy_seconds: float) -> Engine:
+    # A connection that broke while nobody used it (a restart of the database, say) is made anew unnoticed.
     engine = create_engine(
-        url.set(drivername="postgresql+psycopg"), pool_size=_CONNECTIONS, pool_timeout=busy_seconds, pool_recycle=1800
+        url.set(drivername="postgresql+psycopg"), pool_size=_CONNECTIONS, pool_timeout=busy_seconds, pool_pre_ping=True
     )
 
     @event.listens_for(engine, "connect")
