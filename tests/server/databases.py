@@ -51,7 +51,7 @@ def postgresql() -> Iterator[PostgreSQL]:
     if user is not None:
         shutil.chown(folder, user)
     data = folder / "data"
-    options = f"-k {folder} -c listen_addresses='' -c fsync=on"
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
     try:
         _run(
             binaries / "initdb", "-D", data, "-U", "storyloom", "--auth", "trust", "-E", "UTF8", "--no-sync", user=user

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from storyloom_server.store import ArtifactKind, NewEvent, Store, StoreOptions, StoryState, Transaction, journal
 from storyloom_server.store.errors import (
@@ -17,6 +17,7 @@ from storyloom_server.store.errors import (
     StoreUnavailableError,
     StoryLostError,
 )
+from tests.server.databases import PostgreSQL
 from tests.server.journals import new_events, new_story
 
 
@@ -180,3 +181,20 @@ def test_unusable_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreSetupError, match="choose another one"):
         Store.open(StoreOptions(tmp_path / "file"))
+
+
+def test_times_are_the_databases_where_servers_share_it(tmp_path: Path, postgresql_server: PostgreSQL) -> None:
+    """The clock of a server that runs ahead takes no story away from another."""
+
+    async def run() -> None:
+        async with opened(StoreOptions(tmp_path, postgresql_server.new_database())) as store:
+            before = await store.read(database_time)
+            story = (await store.write(journal.accept, new_story())).story
+            after = await store.read(database_time)
+            assert before <= story.created_at <= after
+            assert story.lease_until == story.created_at + StoreOptions(tmp_path).lease_seconds
+
+    def database_time(transaction: Transaction) -> float:
+        return float(transaction.connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+
+    asyncio.run(run())

@@ -47,7 +47,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
 
 
 def test_blob_comes_back_until_deleted(blobs: Blobs) -> None:
-    blobs.check()
+    blobs.check("stories/check")
     assert list(blobs.list("stories")) == []
     key, other = blobs.put("stories/a/picture-0", b"png" * 1000), blobs.put("stories/b/latents-0", b"")
     assert blobs.put("stories/a/picture-0", b"png" * 1000) != key, "every blob has a key of its own"
@@ -85,10 +85,10 @@ def test_unusable_storage_is_explained(s3: ThreadedMotoServer, tmp_path: Path) -
     with pytest.raises(StoreSetupError, match="nosuch"):
         Blobs("nosuch://x")
     with pytest.raises(StoreUnavailableError, match="stories-nowhere/x does not exist in the blob storage; make it"):
-        Blobs("s3://stories-nowhere/x").check()
+        Blobs("s3://stories-nowhere/x").check("stories/check")
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnavailableError, match="File exists"):
-        Blobs(str(tmp_path / "file")).check()
+        Blobs(str(tmp_path / "file")).check("stories/check")
 
 
 def test_silent_storage_is_explained(s3: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> None:

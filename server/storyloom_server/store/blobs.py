@@ -69,13 +69,13 @@ class Blobs:
                 self._put_away(key, data)
         return key
 
-    def check(self) -> None:
-        """Makes sure that blobs can be written, read and deleted, by doing so.
+    def check(self, stem: str) -> None:
+        """Makes sure that blobs can be written, read and deleted, by doing so with one under ``stem``.
 
         Raises:
             StorageFullError, StoreUnavailableError: they cannot.
         """
-        key = self.put("check", b"a blob to check the storage")
+        key = self.put(stem, b"a blob to check the storage")
         self.get(key)
         self.delete([key])
 
@@ -129,7 +129,7 @@ def _digest(data: bytes) -> str:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Writes a file aside, then renames it; both are on the disk afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as target:
@@ -140,11 +140,24 @@ def _write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder, and those around it, so that a power cut does not take their names away."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
+from sqlalchemy import Connection, Engine, Table, create_engine, event, extract, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -103,7 +103,7 @@ def system_clock(connection: Connection) -> float:
 
 def database_clock(connection: Connection) -> float:
     """The database server's clock: servers that share stories judge leases by one clock, however theirs differ."""
-    return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+    return float(connection.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one())
 
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
@@ -138,7 +138,10 @@ def connect(url: str, *, busy_seconds: float = _BUSY_SECONDS) -> Engine:
         if backend == "postgresql":
             return _connect_postgresql(parsed, busy_seconds)
     except (ArgumentError, NoSuchModuleError) as error:
-        raise StoreSetupError(f"the database URL cannot be read: {error}") from error
+        # Not the URL itself: it may hold a password.
+        raise StoreSetupError(
+            "the database URL cannot be read; write it as sqlite:////folder/file.db or postgresql://user@host/database"
+        ) from error
     except ModuleNotFoundError as error:
         raise StoreSetupError(
             f"the database needs the Python package {error.name}; install storyloom[postgres]"

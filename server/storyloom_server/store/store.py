@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 
 _READERS = 4
 _BLOB_THREADS = 8
-STORIES_FOLDER = "stories"
+_FOLDER = "stories"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Store:
             engine = connect(options.database or file.render_as_string())
             schema.upgrade(engine)
             blobs = Blobs(options.blobs or str(folder.path / "blobs"))
-            blobs.check()
+            blobs.check(f"{_FOLDER}/check")
             owner = Owner(folder.replica, uuid.uuid4().hex)
             clock = clock or (database_clock if engine.dialect.name == "postgresql" else system_clock)
             database = Database(engine, owner, options.lease_seconds, clock)
@@ -126,7 +127,9 @@ class Store:
 
     async def save(self, story_id: str, kind: ArtifactKind, position: int, data: bytes) -> Artifact:
         """Stores a blob. Until an event or ``keep`` refers to it, it may be collected as an orphan after a while."""
-        stem = f"{STORIES_FOLDER}/{story_id}/{kind}-{position}"
+        # Few folders, so that none has to be made for each story, nor taken away again.
+        shard = hashlib.sha256(story_id.encode()).hexdigest()[:2]
+        stem = f"{_FOLDER}/{shard}/{story_id}-{kind}-{position}"
         return Artifact(await self._on_blobs(self._blobs.put, stem, data), kind, position, len(data))
 
     async def keep(self, story_id: str, kind: ArtifactKind, position: int, data: bytes) -> Artifact:
@@ -154,7 +157,7 @@ class Store:
 
     async def blob_keys(self) -> Collection[str]:
         """Keys of all blobs of stories, with leftovers of interrupted writes."""
-        return await self._on_blobs(lambda: list(self._blobs.list(STORIES_FOLDER)))
+        return await self._on_blobs(lambda: list(self._blobs.list(_FOLDER)))
 
     async def close(self) -> None:
         """Stores what is waiting to be stored, and lets go of the folder. No call may come after it."""
