@@ -8,12 +8,18 @@ with StoryClient("localhost:50051") as client:
 """
 
 from storyloom._async_client import AsyncStoryClient
+from storyloom._channel import TlsOptions
 from storyloom._client import StoryClient
 from storyloom._errors import (
+    DeadlineRefused,
     ErrorDetails,
+    FailedPrecondition,
+    InvalidRequest,
     InvalidStory,
     NotFound,
+    PermissionDenied,
     Problem,
+    RequestIdReused,
     ServerBusy,
     ServerError,
     ServerUnavailable,
@@ -22,6 +28,7 @@ from storyloom._errors import (
     StoryFileError,
     StoryloomError,
     StoryTimeout,
+    Unauthenticated,
     Violation,
 )
 from storyloom._events import (
@@ -38,7 +45,9 @@ from storyloom._events import (
     StoryEvent,
     Timings,
 )
+from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
 from storyloom._result import StoryResult
+from storyloom._retry import RetryPolicy
 from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
 from storyloom._version import __version__
 
@@ -46,20 +55,30 @@ __all__ = [
     "Accepted",
     "AsyncStoryClient",
     "Character",
+    "CharacterRecord",
     "Consistency",
+    "DeadlineRefused",
     "Done",
     "ErrorDetails",
+    "FailedPrecondition",
+    "FailureRecord",
     "Frame",
     "FrameDone",
     "Health",
+    "InvalidRequest",
     "InvalidStory",
     "Limits",
     "ModelInfo",
     "NotFound",
+    "OnDisconnect",
+    "PermissionDenied",
     "Picture",
     "Preview",
+    "Priority",
     "Problem",
     "Progress",
+    "RequestIdReused",
+    "RetryPolicy",
     "ServerBusy",
     "ServerError",
     "ServerUnavailable",
@@ -72,10 +91,14 @@ __all__ = [
     "StoryEvent",
     "StoryFailed",
     "StoryFileError",
+    "StoryRecord",
     "StoryResult",
+    "StoryState",
     "StoryTimeout",
     "StoryloomError",
     "Timings",
+    "TlsOptions",
+    "Unauthenticated",
     "Violation",
     "__version__",
 ]

@@ -7,22 +7,26 @@ from contextlib import contextmanager
 from typing import Any, TypedDict, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2
+import grpc.aio
 
-from storyloom._errors import NotFound, ServerError, ServerUnavailable
-from storyloom._events import Done, Health, StoryEvent
-from storyloom._status import server_error
-from storyloom._wire import story_event
-from storyloom.v1 import story_service_pb2
+from storyloom._channel import Connection, Options, TlsOptions, authorization, plan_connection
+from storyloom._errors import NotFound, ServerError, ServerUnavailable, StoryCancelled
+from storyloom._events import Health
+from storyloom._operations import Operation, Wish, generate_request
+from storyloom._records import OnDisconnect
+from storyloom._retry import RetryPolicy, Tries
+from storyloom._session import StorySession, watching
+from storyloom._status import read_failure, server_error
+from storyloom._story import Story
+from storyloom._trace import trace_headers
 
 Metadata = Sequence[tuple[str, str]]
-SHORT_CALL_SECONDS = 10.0  # for calls that a healthy server answers at once
-STORY_SERVICE = "storyloom.v1.StoryService"
+LEAVING_SECONDS = 2.0  # for telling the server that nobody wants a story any more
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class CallOptions(TypedDict):
-    """Arguments of every call to a stub."""
+    """Arguments of every call."""
 
     timeout: float | None
     wait_for_ready: bool
@@ -30,61 +34,84 @@ class CallOptions(TypedDict):
 
 
 class ClientBase:
-    """Settings that hold for every call of a client."""
+    """Settings that hold for every call of a client, and the stories that it follows."""
 
-    def __init__(self, timeout: float | None, wait_for_ready: bool, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        server: str,
+        *,
+        tls: bool | TlsOptions,
+        credentials: grpc.ChannelCredentials | None,
+        token: str | None,
+        insecure_token: bool,
+        timeout: float | None,
+        wait_for_ready: bool,
+        retry: RetryPolicy | None,
+        metadata: Metadata,
+        options: Options,
+        own_channel: bool,
+    ) -> None:
+        self._connection: Connection = plan_connection(server, tls=tls, credentials=credentials, options=options)
+        plain = own_channel and self._connection.credentials is None
+        if any(key.lower() == "authorization" for key, _ in metadata):
+            if token is not None:
+                raise ValueError("token and metadata both give an authorization: give one of them")
+            header: tuple[tuple[str, str], ...] = ()
+        else:
+            target = self._connection.target if plain else None
+            header = authorization(token, target=target, insecure_token=insecure_token)
+        self._metadata: tuple[tuple[str, str | bytes], ...] = (*metadata, *header)
         self._timeout = timeout
         self._wait_for_ready = wait_for_ready
-        self._metadata: tuple[tuple[str, str | bytes], ...] = tuple(metadata)
+        self._retry = retry or RetryPolicy()
+        self._owned = own_channel
+        self._closed = False
+        self._following: set[StorySession] = set()
 
-    def _story_call(self, timeout: float | None) -> CallOptions:
-        return self._call(self._timeout if timeout is None else timeout)
+    def _call_options(self, timeout: float | None, *, wait: bool | None = None) -> CallOptions:
+        return CallOptions(
+            timeout=timeout,
+            wait_for_ready=self._wait_for_ready if wait is None else wait,
+            metadata=(*self._metadata, *trace_headers()),
+        )
 
-    def _short_call(self, timeout: float | None) -> CallOptions:
-        return self._call(SHORT_CALL_SECONDS if timeout is None else timeout)
+    def _session(
+        self, story: Story, wish: Wish, on_disconnect: OnDisconnect | None, timeout: float | None
+    ) -> StorySession:
+        tries = Tries(self._retry, self._timeout if timeout is None else timeout)
+        cancels = on_disconnect is None or OnDisconnect(on_disconnect) is not OnDisconnect.FINISH
+        return StorySession(generate_request(story, wish, on_disconnect), tries, cancels=cancels)
 
-    def _call(self, timeout: float | None) -> CallOptions:
-        return CallOptions(timeout=timeout, wait_for_ready=self._wait_for_ready, metadata=self._metadata)
+    def _watching(self, story_id: str, after: int, timeout: float | None) -> StorySession:
+        return watching(story_id, after, self._retry, self._timeout if timeout is None else timeout)
+
+    def _tries(self, operation: Operation[Any], timeout: float | None, policy: RetryPolicy | None) -> Tries:
+        return Tries(policy or self._retry, operation.seconds if timeout is None else timeout)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoryCancelled("the client is closed; open another one")
 
 
-class EventReader:
-    """Decodes the responses of one story, and notices a stream that ends too early."""
+def pause_before_repeat(operation: Operation[Any], error: grpc.RpcError, tries: Tries) -> float:
+    """Returns the seconds to wait before `operation` is tried again.
 
-    def __init__(self) -> None:
-        self._done = False
-
-    def read(self, response: story_service_pb2.GenerateStoryResponse) -> StoryEvent | None:
-        """Returns the event, or None for a kind that this version does not know."""
-        event = story_event(response)
-        self._done = self._done or isinstance(event, Done)
-        return event
-
-    def finish(self) -> None:
-        """Called when the stream ended without an error.
-
-        :raises ServerError: when the story was not done.
-        """
-        if not self._done:
-            raise ServerError("the server ended the stream before the story was done; generate it again")
+    :raises ServerError: when it is not to be.
+    """
+    failure = read_failure(error)
+    pause = tries.pause(failure, resuming=False) if failure.may_repeat(repeatable=operation.repeatable) else None
+    if pause is None:
+        raise server_error(error, about_story=operation.about_story) from error
+    return pause
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
-    """Raises this package's errors for those of gRPC."""
+def best_effort() -> Iterator[None]:
+    """For a farewell: a server that cannot be told is not told. ValueError and so on come from a closed channel."""
     try:
         yield
-    except grpc.RpcError as error:
-        raise server_error(error) from error
-
-
-def health_request(service: str) -> health_pb2.HealthCheckRequest:
-    """Returns the request for the health of `service`; ``""`` asks for the server as a whole."""
-    return health_pb2.HealthCheckRequest(service=service)
-
-
-def is_serving(response: health_pb2.HealthCheckResponse) -> bool:
-    """Tells whether a health response says that the service works."""
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+    except (grpc.RpcError, ServerError, ValueError, RuntimeError, grpc.aio.UsageError):
+        return
 
 
 def health_after(error: ServerError, *, alive: bool) -> Health:

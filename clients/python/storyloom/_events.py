@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -53,7 +54,8 @@ class Timings:
 class _Event:
     """
     :ivar story_id: given by the server.
-    :ivar sequence: starts at 1 and rises by 1 with every event of the story.
+    :ivar sequence: starts at 1 and rises with every event of the story. Numbers may be left out where progress or
+        previews were.
     """
 
     story_id: str
@@ -102,19 +104,30 @@ class FrameDone(_Event):
     """A finished frame.
 
     :ivar prompt: the text that the model was given, with descriptions filled in.
+    :ivar reused: taken over from the story that this one extends or redoes a frame of.
+    :ivar finished_seconds: from the story's acceptance to this picture.
+    :ivar safety_flag: what the server's check of pictures found; empty for nothing, or where there is no check.
     """
 
     frame_index: int
     picture: Picture
     seed: int
     prompt: str
+    reused: bool = False
+    finished_seconds: float = 0.0
+    safety_flag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Done(_Event):
-    """Every frame is finished; no event follows."""
+    """Every frame is finished; no event follows.
+
+    :ivar consistency: how much each character agrees with itself across the frames, from 0 to 1: its colours, averaged
+        over pairs of frames. It says nothing of faces. Only characters in two frames or more.
+    """
 
     timings: Timings
+    consistency: Mapping[str, float] = field(default_factory=dict)
 
 
 StoryEvent = Accepted | Progress | Preview | FrameDone | Done

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,7 @@ class StoryResult:
     :ivar pictures: one PNG for each frame, in order.
     :ivar seeds: one for each frame.
     :ivar prompts: the text that the model was given for each frame.
+    :ivar consistency: how much each character agrees with itself across the frames, from 0 to 1; see `Done`.
     """
 
     story_id: str
@@ -42,6 +43,7 @@ class StoryResult:
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     timings: Timings
+    consistency: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def frames(self) -> tuple[Image.Image, ...]:
@@ -96,6 +98,7 @@ class StoryResult:
                 seeds=tuple(frame["seed"] for frame in frames),
                 prompts=tuple(frame["prompt"] for frame in frames),
                 timings=Timings(**record["timings"]),
+                consistency=record.get("consistency", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = Problem(f"holds no complete result ({type(error).__name__}: {error}); generate the story again")
@@ -122,6 +125,7 @@ class StoryResult:
                 for name, picture, seed, prompt, caption in rows
             ],
             "timings": asdict(self.timings),
+            "consistency": dict(self.consistency),
         }
 
 
@@ -168,4 +172,5 @@ class StoryCollector:
             seeds=tuple(frame.seed for frame in frames),
             prompts=tuple(frame.prompt for frame in frames),
             timings=self._done.timings,
+            consistency=self._done.consistency,
         )

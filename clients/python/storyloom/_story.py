@@ -7,7 +7,7 @@ import enum
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
 from pydantic import model_validator as _model_validator
@@ -63,14 +63,23 @@ class Character(_Model):
     """A member of the cast. A plain string stands for its description.
 
     :ivar description: how the character looks, such as ``"a young woman with long red hair"``.
+    :ivar id: of a character that the server keeps (see `StoryClient.create_character`); its description is used where
+        there is none here.
     """
 
-    description: _Text
+    description: _Text = ""
+    id: _Text = ""
 
     @_model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"description": value} if isinstance(value, str) else value
+
+    @_model_validator(mode="after")
+    def _check_known(self) -> Self:
+        if not self.description and not self.id:
+            raise PydanticCustomError("no_looks", "needs a description, or the id of a character that the server keeps")
+        return self
 
 
 class Frame(_Model):
@@ -131,6 +140,8 @@ def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:
     cast = info.data.get("characters")
     if cast is None:  # the cast itself is wrong, and reported as such
         return frame
+    # Frames that extend a story may name the characters of that story, too.
+    cast = [*cast, *(info.context or {}).get("cast", ())]
     written: list[tuple[tuple[str | int, ...], str]] = [(("prompt",), name) for name in placeholders(frame.prompt)]
     listed = [(("characters", index), name) for index, name in enumerate(frame.characters)]
     errors = [

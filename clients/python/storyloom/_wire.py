@@ -1,15 +1,14 @@
-"""Between this package's types and the messages of the wire contract; nothing else reads or writes messages."""
+"""Between stories and their events and the messages of the wire contract; see `_wire_records` for the rest."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 from storyloom._events import (
     Accepted,
     Done,
     FrameDone,
-    Limits,
-    ModelInfo,
     Picture,
     Preview,
     Progress,
@@ -17,15 +16,16 @@ from storyloom._events import (
     StoryEvent,
     Timings,
 )
-from storyloom._story import Consistency, Settings, Solver, Story
-from storyloom.v1 import model_service_pb2, story_pb2, story_service_pb2
+from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
+from storyloom.v1 import story_pb2, story_service_pb2
 
+EventMessage = story_service_pb2.GenerateStoryResponse | story_service_pb2.WatchStoryResponse
 _SOLVERS = {
     Solver.DDIM: story_pb2.SOLVER_DDIM,
     Solver.EULER: story_pb2.SOLVER_EULER,
     Solver.UNIPC: story_pb2.SOLVER_UNIPC,
 }
-_SOLVER_NAMES = {int(number): solver for solver, number in _SOLVERS.items()}
+SOLVER_NAMES = {int(number): solver for solver, number in _SOLVERS.items()}
 _STAGES: dict[int, Stage] = {
     story_service_pb2.STORY_STAGE_QUEUED: Stage.QUEUED,
     story_service_pb2.STORY_STAGE_ENCODING: Stage.ENCODING,
@@ -34,22 +34,32 @@ _STAGES: dict[int, Stage] = {
 }
 
 
-def story_request(story: Story) -> story_service_pb2.GenerateStoryRequest:
-    """Returns the request that generates `story`."""
-    message = story_pb2.Story(
+def story_message(story: Story) -> story_pb2.Story:
+    """Returns `story` as it is sent."""
+    return story_pb2.Story(
         title=story.title,
         style=story.style,
         negative_prompt=story.negative_prompt,
         settings=_settings_message(story.settings),
+        characters=character_messages(story.characters),
+        frames=[frame_message(frame) for frame in story.frames],
     )
-    for name, character in story.characters.items():
-        message.characters.add(name=name, description=character.description)
-    for frame in story.frames:
-        message.frames.add(prompt=frame.prompt, characters=frame.characters, seed=frame.seed)
-    return story_service_pb2.GenerateStoryRequest(story=message)
 
 
-def story_event(response: story_service_pb2.GenerateStoryResponse) -> StoryEvent | None:
+def character_messages(cast: Mapping[str, Character]) -> list[story_pb2.Character]:
+    """Returns the characters as they are sent."""
+    return [
+        story_pb2.Character(name=name, description=character.description, character_id=character.id)
+        for name, character in cast.items()
+    ]
+
+
+def frame_message(frame: Frame) -> story_pb2.Frame:
+    """Returns `frame` as it is sent."""
+    return story_pb2.Frame(prompt=frame.prompt, characters=frame.characters, seed=frame.seed)
+
+
+def story_event(response: EventMessage) -> StoryEvent | None:
     """Returns the event in `response`, or None for a kind of event that this version does not know."""
     place = (response.story_id, response.sequence)
     match response.WhichOneof("event"):
@@ -65,17 +75,56 @@ def story_event(response: story_service_pb2.GenerateStoryResponse) -> StoryEvent
             preview = response.preview
             return Preview(*place, preview.frame_index, preview.step, _picture(preview.image))
         case "frame":
-            frame = response.frame
-            return FrameDone(*place, frame.frame_index, _picture(frame.image), frame.seed, frame.prompt)
+            return frame_from(response.frame, *place)
         case "done":
-            return Done(*place, _timings(response.done.timings))
+            return done_from(response.done, *place)
         case _:
             return None
 
 
-def models_from(response: model_service_pb2.ListModelsResponse) -> tuple[ModelInfo, ...]:
-    """Returns the models in `response`, in the server's order."""
-    return tuple(_model(model) for model in response.models)
+def frame_from(message: story_service_pb2.FrameResult, story_id: str, sequence: int) -> FrameDone:
+    """Returns a finished frame."""
+    return FrameDone(
+        story_id,
+        sequence,
+        frame_index=message.frame_index,
+        picture=_picture(message.image),
+        seed=message.seed,
+        prompt=message.prompt,
+        reused=message.reused,
+        finished_seconds=message.finished_seconds,
+        safety_flag=message.safety_flag,
+    )
+
+
+def done_from(message: story_service_pb2.StoryDone, story_id: str, sequence: int) -> Done:
+    """Returns the end of a story."""
+    scores = {each.character: each.score for each in message.consistency}
+    return Done(story_id, sequence, timings=_timings(message.timings), consistency=scores)
+
+
+def story_from(message: story_pb2.Story) -> Story:
+    """Returns a story as the server sent it; it is not checked against this package's rules."""
+    cast = {}
+    for character in message.characters:
+        given = {"description": character.description, "id": character.character_id}
+        cast[character.name] = Character.model_construct(None, **{key: text for key, text in given.items() if text})
+    frames = tuple(
+        Frame.model_construct(
+            prompt=frame.prompt,
+            characters=tuple(frame.characters),
+            seed=frame.seed if frame.HasField("seed") else None,
+        )
+        for frame in message.frames
+    )
+    return Story.model_construct(
+        title=message.title,
+        style=message.style,
+        characters=cast,
+        frames=frames,
+        negative_prompt=message.negative_prompt,
+        settings=settings_from(message.settings),
+    )
 
 
 def settings_from(message: story_pb2.Settings) -> Settings:
@@ -85,7 +134,7 @@ def settings_from(message: story_pb2.Settings) -> Settings:
         model=message.model,
         steps=message.steps if message.HasField("steps") else None,
         guidance_scale=_shortest(message.guidance_scale) if message.HasField("guidance_scale") else None,
-        solver=_SOLVER_NAMES.get(message.solver),
+        solver=SOLVER_NAMES.get(message.solver),
         width=message.width if message.HasField("width") else None,
         height=message.height if message.HasField("height") else None,
         seed=message.seed if message.HasField("seed") else None,
@@ -128,22 +177,4 @@ def _timings(message: story_service_pb2.StoryTimings) -> Timings:
         denoise=message.denoise_seconds,
         decode=message.decode_seconds,
         total=message.total_seconds,
-    )
-
-
-def _model(model: model_service_pb2.Model) -> ModelInfo:
-    return ModelInfo(
-        name=model.name,
-        description=model.description,
-        is_default=model.is_default,
-        sizes=tuple((size.width, size.height) for size in model.sizes),
-        defaults=settings_from(model.defaults),
-        limits=Limits(
-            max_frames=model.limits.max_frames,
-            max_characters=model.limits.max_characters,
-            max_steps=model.limits.max_steps,
-            max_prompt_tokens=model.limits.max_prompt_tokens,
-        ),
-        solvers=tuple(_SOLVER_NAMES[solver] for solver in model.solvers if solver in _SOLVER_NAMES),
-        adapters=tuple(model.adapters),
     )
