@@ -25,7 +25,8 @@ from storyloom._events import Picture
 from storyloom.cli import app
 from storyloom.cli._display import LineDisplay, LiveDisplay
 from storyloom.cli._generate import slug
-from tests.clients.scripted import Request, Response, ScriptedServer, failing, png, until_cancelled, whole_story
+from tests.clients.scripted import ScriptedServer, until_cancelled
+from tests.clients.scripts import Request, Response, failing, png, whole_story
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STORY = """title: A day out

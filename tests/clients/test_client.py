@@ -35,16 +35,8 @@ from storyloom import (
     StoryResult,
     StoryTimeout,
 )
-from tests.clients.scripted import (
-    TOTAL_SECONDS,
-    Request,
-    Response,
-    ScriptedServer,
-    failing,
-    png,
-    until_cancelled,
-    whole_story,
-)
+from tests.clients.scripted import ScriptedServer, until_cancelled
+from tests.clients.scripts import TOTAL_SECONDS, Request, Response, failing, png, whole_story
 
 Generate = Callable[..., StoryResult]
 
@@ -119,7 +111,9 @@ def test_events_are_typed_and_in_order(generate: Generate, server: ScriptedServe
 def test_an_event_of_a_newer_server_is_skipped(generate: Generate, server: ScriptedServer, story: Story) -> None:
     def script(request: Request, context: Any) -> Iterator[Response]:
         yield Response(story_id="story-1", sequence=1)
-        yield from whole_story(request, context)
+        for response in whole_story(request, context):
+            response.sequence += 1
+            yield response
 
     server.script = script
     assert len(generate(server.address, story).frames) == 3

@@ -20,7 +20,8 @@ from storyloom import (
     StoryTimeout,
     Violation,
 )
-from tests.clients.scripted import Script, ScriptedServer, failing
+from tests.clients.scripted import ScriptedServer
+from tests.clients.scripts import Script, failing
 
 _BAD = error_details_pb2.BadRequest(
     field_violations=[

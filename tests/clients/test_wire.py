@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storyloom import Consistency, Frame, Settings, Solver, Story
-from storyloom._wire import settings_from, story_request
+from storyloom._wire import settings_from, story_message
 
 _uint32 = st.integers(0, 2**32 - 1)
 _size = st.none() | st.integers(1, 2**32 - 1)
@@ -28,14 +28,14 @@ _settings = st.builds(
 
 @given(_settings)
 def test_settings_come_back_as_they_were(settings: Settings) -> None:
-    request = story_request(Story(frames=(Frame(prompt="a"),), settings=settings))
-    received = type(request).FromString(request.SerializeToString())
-    assert settings_from(received.story.settings) == settings
+    message = story_message(Story(frames=(Frame(prompt="a"),), settings=settings))
+    received = type(message).FromString(message.SerializeToString())
+    assert settings_from(received.settings) == settings
 
 
 @given(st.floats(1, 30, width=32))
 def test_any_guidance_of_the_wire_is_kept_exactly(value: float) -> None:
     settings = Settings(guidance_scale=value)
-    back = settings_from(story_request(Story(frames=(Frame(prompt="a"),), settings=settings)).story.settings)
+    back = settings_from(story_message(Story(frames=(Frame(prompt="a"),), settings=settings)).settings)
     assert back.guidance_scale is not None
     assert struct.pack("f", back.guidance_scale) == struct.pack("f", value)

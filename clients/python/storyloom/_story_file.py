@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -58,9 +59,10 @@ class StoryFile:
         return tuple(parts)
 
 
-def load_story_file(path: str | PathLike[str]) -> StoryFile:
+def load_story_file(path: str | PathLike[str], *, cast: Collection[str] = ()) -> StoryFile:
     """Reads a story file (YAML or JSON, UTF-8).
 
+    :param cast: names of characters that frames may have besides those of the file: of a story that the file extends.
     :raises StoryFileError: with every problem in it, and the line of each.
     """
     name = str(path)
@@ -73,7 +75,7 @@ def load_story_file(path: str | PathLike[str]) -> StoryFile:
     except YamlError as error:
         raise StoryFileError(name, [error.problem]) from error
     try:
-        story = Story.model_validate(document.value)
+        story = Story.model_validate(document.value, context={"cast": cast})
     except ValidationError as error:
         faults = [_problem(fault, document) for fault in error.errors(include_url=False)]
         raise StoryFileError(name, [*document.problems, *faults]) from error

@@ -10,38 +10,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from storyloom._channel import DEFAULT_SERVER
-from storyloom._client import StoryClient
 from storyloom._errors import ServerError, StoryFileError
-from storyloom._events import ModelInfo
-from storyloom._story import Settings, Solver
+from storyloom._operations import Wish
+from storyloom._story import Solver
 from storyloom._story_file import StoryFile, load_story_file
 from storyloom._version import __version__
+from storyloom.cli import _characters as characters
+from storyloom.cli import _stories as stories
+from storyloom.cli import _wishes as wishes
+from storyloom.cli._connection import Connection, connected
 from storyloom.cli._display import choose_display
-from storyloom.cli._exit import ExitCode, exit_code, explain, explain_in_file
-from storyloom.cli._generate import Outcome, plan_jobs, run_jobs
+from storyloom.cli._exit import EXIT_CODES, ExitCode, exit_code, explain_in_file
+from storyloom.cli._generate import Job, Outcome, plan_jobs, run_jobs
+from storyloom.cli._models import models
 from storyloom.cli._options import SettingOption, apply, given_fields
-
-_EXIT_CODES = (
-    "Exit codes: 0 all well; 2 a story file or story is wrong; 3 the server is unavailable or busy; "
-    "130 interrupted; 1 anything else."
-)
+from storyloom.cli._output import complain, errors
+from storyloom.cli._stories import summary
 
 app = typer.Typer(
     help="Make stories whose characters stay themselves from picture to picture.",
-    epilog=_EXIT_CODES,
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # they would show prompts
 )
-_errors = Console(stderr=True)
-
-_Server = Annotated[
-    str,
-    typer.Option("--server", "-s", envvar="STORYLOOM_SERVER", help="Host and port of the server.", metavar="ADDRESS"),
-]
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Story files (YAML or JSON).")]
 
 
@@ -60,11 +52,12 @@ def _main(
     """Make stories whose characters stay themselves from picture to picture."""
 
 
-@app.command(epilog=_EXIT_CODES)
+@app.command(epilog=EXIT_CODES)
+@connected
 def generate(
+    connection: Connection,
     files: _Files,
-    server: _Server = DEFAULT_SERVER,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=False)] = Path("out"),
+    out: wishes.Out = Path("out"),
     seed: Annotated[int | None, typer.Option(help="Seed of the story.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, 1 (off) to 30.")] = None,
@@ -75,13 +68,19 @@ def generate(
     ] = False,
     preview_interval: Annotated[int | None, typer.Option(help="Steps between rough pictures; 0 for none.")] = None,
     keep_previews: Annotated[bool, typer.Option("--keep-previews", help="Write the rough pictures, too.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each story.")] = None,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show nothing until all is done.")] = False,
+    request_id: wishes.RequestId = None,
+    priority: wishes.PriorityOption = None,
+    deadline: wishes.Deadline = None,
+    detach: wishes.Detach = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give a story up after this time.")
+    ] = None,
+    no_progress: wishes.NoProgress = False,
 ) -> None:
     """Make the stories in FILE... and write pictures, a contact sheet and a record of each.
 
     Options win over what a file says. Several files are made at once. Each story gets a folder under --out, named after
-    its title: frame-01.png and so on, contact-sheet.png, story.json.
+    its title: frame-01.png and so on, contact-sheet.png, story.json. Ctrl-C cancels the stories on the server.
     """
     options = [
         SettingOption("--seed", ("seed",), seed),
@@ -92,19 +91,24 @@ def generate(
         SettingOption("--no-consistency", ("consistency", "enabled"), False if no_consistency else None),
         SettingOption("--preview-interval", ("preview_interval",), preview_interval),
     ]
+    if request_id is not None and len(files) > 1:
+        raise typer.BadParameter("belongs to one story, and here are several files", param_hint="--request-id")
     jobs = plan_jobs([(file, apply(options, file.story)) for file in _load(files)], out)
+    wish = Wish(request_id, priority, deadline)
+    if detach:
+        raise typer.Exit(_start(jobs, connection, wish, given_fields(options)))
     try:
-        with choose_display(_errors, quiet=no_progress) as display:
+        with choose_display(errors, quiet=no_progress) as display:
             outcomes = asyncio.run(
-                run_jobs(jobs, server, timeout=timeout, keep_previews=keep_previews, display=display)
+                run_jobs(jobs, connection, wish, timeout=timeout, keep_previews=keep_previews, display=display)
             )
     except KeyboardInterrupt:
-        _complain("interrupted; the server has been told to stop")
+        complain("interrupted; the server has been told to stop")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    raise typer.Exit(_report(outcomes, given_fields(options), server))
+    raise typer.Exit(_report(outcomes, given_fields(options), connection.server))
 
 
-@app.command(epilog=_EXIT_CODES)
+@app.command(epilog=EXIT_CODES)
 def validate(files: _Files) -> None:
     """Check story files without a server.
 
@@ -115,25 +119,26 @@ def validate(files: _Files) -> None:
         typer.echo(f"{file.path}: ok (frames: {len(story.frames)}, characters: {len(story.characters)})")
 
 
-@app.command(epilog=_EXIT_CODES)
-def models(server: _Server = DEFAULT_SERVER) -> None:
-    """List what the server can do."""
-    with StoryClient(server) as client:
-        try:
-            served = client.list_models()
-        except ServerError as error:
-            raise _failed(error, server) from error
-    Console().print(_models_table(served))
+for _name, _command in (
+    ("watch", stories.watch),
+    ("status", stories.status),
+    ("list", stories.list_stories),
+    ("fetch", stories.fetch),
+    ("cancel", stories.cancel),
+    ("extend", stories.extend),
+    ("redo", stories.redo),
+    ("models", models),
+):
+    app.command(_name, epilog=EXIT_CODES)(_command)
+app.add_typer(characters.app, name="characters")
 
 
-@app.command(epilog=_EXIT_CODES)
-def health(server: _Server = DEFAULT_SERVER) -> None:
+@app.command(epilog=EXIT_CODES)
+@connected
+def health(connection: Connection) -> None:
     """Tell whether the server takes stories now."""
-    with StoryClient(server) as client:
-        try:
-            state = client.health()
-        except ServerError as error:
-            raise _failed(error, server) from error
+    with connection.client() as client, explained_errors(connection.server):
+        state = client.health()
     typer.echo("ready" if state.ready else "alive, but not ready" if state.alive else "no answer")
     raise typer.Exit(ExitCode.OK if state.ready else ExitCode.UNAVAILABLE)
 
@@ -142,7 +147,7 @@ def health(server: _Server = DEFAULT_SERVER) -> None:
 def serve(context: typer.Context) -> None:
     """Start a server; takes the options of `python -m storyloom_server`."""
     if importlib.util.find_spec("storyloom_server") is None:
-        _complain("the server is not installed; run: pip install 'storyloom[server]'")
+        complain("the server is not installed; run: pip install 'storyloom[server]'")
         raise typer.Exit(ExitCode.FAILED)
     # In place of this process, so that the server itself gets the signals.
     os.execv(sys.executable, [sys.executable, "-m", "storyloom_server", *context.args])  # noqa: S606
@@ -156,10 +161,26 @@ def _load(paths: list[Path]) -> list[StoryFile]:
             loaded.append(load_story_file(path))
         except StoryFileError as error:
             failed = True
-            _complain(str(error))
+            complain(str(error))
     if failed:
         raise typer.Exit(ExitCode.BAD_STORY)
     return loaded
+
+
+def _start(jobs: list[Job], connection: Connection, wish: Wish, overrides: dict[str, str]) -> ExitCode:
+    code = ExitCode.OK
+    with connection.client() as client:
+        for job in jobs:
+            try:
+                record = client.create_story(
+                    job.story, request_id=wish.request_id, priority=wish.priority, deadline=wish.deadline
+                )
+            except ServerError as error:
+                code = code or exit_code(error)
+                complain(explain_in_file(error, job.file, overrides, connection.server))
+            else:
+                typer.echo(record.story_id)
+    return code
 
 
 def _report(outcomes: list[Outcome], overrides: dict[str, str], server: str) -> ExitCode:
@@ -167,38 +188,7 @@ def _report(outcomes: list[Outcome], overrides: dict[str, str], server: str) -> 
     for outcome in outcomes:
         if outcome.error is not None:
             code = code or exit_code(outcome.error)
-            _complain(explain_in_file(outcome.error, outcome.job.file, overrides, server))
+            complain(explain_in_file(outcome.error, outcome.job.file, overrides, server))
         elif outcome.result is not None:
-            seconds = outcome.result.timings.total
-            typer.echo(f"{outcome.job.folder}: frames: {len(outcome.result.pictures)}, seconds: {seconds:.1f}")
+            typer.echo(f"{outcome.job.folder}: {summary(outcome.result)}")
     return code
-
-
-def _failed(error: ServerError, server: str) -> typer.Exit:
-    _complain(explain(error, server))
-    return typer.Exit(exit_code(error))
-
-
-def _complain(message: str) -> None:
-    _errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _models_table(served: tuple[ModelInfo, ...]) -> Table:
-    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters")
-    for model in served:
-        limits = model.limits
-        table.add_row(
-            f"{model.name} (default)" if model.is_default else model.name,
-            ", ".join(f"{width}x{height}" for width, height in model.sizes),
-            _settings_text(model.defaults),
-            f"{limits.max_frames} frames, {limits.max_characters} characters, {limits.max_steps} steps, "
-            f"{limits.max_prompt_tokens} tokens",
-            ", ".join(model.solvers),
-            ", ".join(model.adapters),
-        )
-    return table
-
-
-def _settings_text(settings: Settings) -> str:
-    parts = [f"{settings.steps} steps", f"guidance {settings.guidance_scale}", settings.solver]
-    return ", ".join(str(part) for part in parts if part)

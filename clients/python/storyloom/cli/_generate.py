@@ -12,9 +12,11 @@ from pathlib import Path
 from storyloom._async_client import AsyncStoryClient
 from storyloom._errors import StoryloomError
 from storyloom._events import Preview
+from storyloom._operations import Wish
 from storyloom._result import StoryCollector, StoryResult
 from storyloom._story import Story
 from storyloom._story_file import StoryFile
+from storyloom.cli._connection import Connection
 from storyloom.cli._display import Display
 
 # More stories than a server runs at once would only wait in its queue and crowd out others.
@@ -66,7 +68,8 @@ def slug(text: str) -> str:
 
 async def run_jobs(
     jobs: Sequence[Job],
-    server: str,
+    connection: Connection,
+    wish: Wish,
     *,
     timeout: float | None,  # noqa: ASYNC109 - sent to the server as the call's deadline
     keep_previews: bool,
@@ -82,20 +85,23 @@ async def run_jobs(
         async with gate:
             display.start(job.name, len(job.story.frames))
             try:
-                result = await _make(job, client, display, keep_previews=keep_previews)
+                result = await _make(job, client, wish, display, keep_previews=keep_previews)
                 await asyncio.to_thread(result.save, job.folder)
             except (StoryloomError, OSError) as error:
                 display.fail(job.name)
                 return Outcome(job, error=error)
             return Outcome(job, result=result)
 
-    async with AsyncStoryClient(server, timeout=timeout) as client:
+    async with connection.async_client(timeout=timeout) as client:
         return list(await asyncio.gather(*(run(job, client) for job in jobs)))
 
 
-async def _make(job: Job, client: AsyncStoryClient, display: Display, *, keep_previews: bool) -> StoryResult:
+async def _make(
+    job: Job, client: AsyncStoryClient, wish: Wish, display: Display, *, keep_previews: bool
+) -> StoryResult:
     collector = StoryCollector(job.story)
-    async with aclosing(client.stream(job.story)) as events:
+    events = client.stream(job.story, request_id=wish.request_id, priority=wish.priority, deadline=wish.deadline)
+    async with aclosing(events):
         async for event in events:
             collector.add(event)
             display.event(job.name, event)

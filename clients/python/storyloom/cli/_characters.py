@@ -1,0 +1,74 @@
+"""Commands on the characters that the server keeps."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from storyloom.cli._connection import Connection, connected
+from storyloom.cli._exit import EXIT_CODES
+from storyloom.cli._output import characters_table, explained_errors, print_table, time_text
+
+app = typer.Typer(help="Characters that any number of stories can use, by id.", no_args_is_help=True)
+
+_Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the character.", show_default=False)]
+
+
+@connected
+def create(
+    connection: Connection,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="For you, to tell it from others.", show_default=False)],
+    description: Annotated[str, typer.Option("--description", "-d", help="How it looks.")] = "",
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", "-r", exists=True, dir_okay=False, help="A picture of it; may be given again."),
+    ] = None,
+) -> None:
+    """Make a character and print its id, for `id:` in story files.
+
+    It needs a description, a reference, or both.
+    """
+    if not description.strip() and not reference:
+        raise typer.BadParameter("give a --description, a --reference, or both")
+    pictures = [path.read_bytes() for path in reference or ()]
+    with connection.client() as client, explained_errors(connection.server):
+        typer.echo(client.create_character(name, description, pictures).character_id)
+
+
+@connected
+def list_characters(
+    connection: Connection,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+) -> None:
+    """List your characters, newest first."""
+    with connection.client() as client, explained_errors(connection.server):
+        print_table(characters_table(itertools.islice(client.list_characters(), limit)))
+
+
+@connected
+def show(connection: Connection, character_id: _Id) -> None:
+    """Show a character."""
+    with connection.client() as client, explained_errors(connection.server):
+        character = client.get_character(character_id)
+    typer.echo(f"character: {character.character_id}")
+    typer.echo(f"name: {character.name}")
+    if character.description:
+        typer.echo(f"description: {character.description}")
+    typer.echo(f"references: {character.references}")
+    if character.created:
+        typer.echo(f"created: {time_text(character.created)}")
+
+
+@connected
+def delete(connection: Connection, character_id: _Id) -> None:
+    """Delete a character. Stories that were accepted with it keep it."""
+    with connection.client() as client, explained_errors(connection.server):
+        client.delete_character(character_id)
+    typer.echo(f"{character_id}: deleted")
+
+
+for _name, _command in (("create", create), ("list", list_characters), ("show", show), ("delete", delete)):
+    app.command(_name, epilog=EXIT_CODES)(_command)
