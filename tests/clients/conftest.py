@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from storyloom import Story
+from storyloom import Story, StoryClient
+from tests.clients.blocking import BlockingClient, Connect
 from tests.clients.scripted import ScriptedServer
 
 
@@ -28,3 +29,10 @@ def story() -> Story:
             "settings": {"steps": 4, "preview_interval": 2, "guidance_scale": 5.1},
         }
     )
+
+
+@pytest.fixture(params=[StoryClient, BlockingClient], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Opens either client; both are used the same way."""
+    opener: Connect = request.param
+    return opener

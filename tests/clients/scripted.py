@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -72,6 +73,12 @@ class ScriptedServer(
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         self._health.set("", serving)
         self._health.set("storyloom.v1.StoryService", serving if ready else not_serving)
+
+    def go_on_with(self, request: Request) -> None:
+        """Has calls that watch a story get the events of the one that `request` made."""
+        self.watch_script = lambda watch, context: (
+            event for event in whole_story(request, context) if event.sequence > watch.after_sequence
+        )
 
     def cancels(self) -> list[str]:
         """Returns the ids of the stories that clients asked to cancel."""
@@ -279,6 +286,10 @@ class BreakingStory:
         self.watched: list[int] = []
         server.script, server.watch_script = self._generate, self._watch
 
+    def break_again(self, breaks: Sequence[int]) -> None:
+        """Breaks the next calls, as the first."""
+        self._breaks = list(breaks)
+
     def _generate(self, request: Request, context: Any) -> Iterator[Response]:
         self._events = list(whole_story(request, context))
         yield from self._play(0, context)
@@ -294,8 +305,10 @@ class BreakingStory:
             context.abort(self._code, "broken")
 
 
-def until_cancelled(server: ScriptedServer) -> Script:
-    """Returns the script of a story that never gets on, and tells `server.cancelled` when the client leaves."""
+def until_cancelled(server: ScriptedServer, events: int = 1) -> Script:
+    """Returns the script of a story that stops getting on after some events, and tells `server.cancelled` when the
+    client's call ends.
+    """
 
     def script(request: Request, context: Any) -> Iterator[Response]:
         gone = threading.Event()
@@ -307,7 +320,7 @@ def until_cancelled(server: ScriptedServer) -> Script:
 
         if not context.add_callback(leave):
             leave()
-        yield next(whole_story(request, context))
+        yield from itertools.islice(whole_story(request, context), events)
         gone.wait(20)
 
     return script

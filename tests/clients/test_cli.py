@@ -61,7 +61,7 @@ def test_generate_writes_the_story(server: ScriptedServer, file: Path, tmp_path:
     out = tmp_path / "out"
     done = _run("generate", file, "--server", server.address, "--out", out)
     assert done.exit_code == 0, done.output
-    assert done.stdout == f"{out / 'a-day-out'}: frames: 2, seconds: 8.2\n"
+    assert done.stdout == f"{out / 'a-day-out'}: frames: 2, seconds: 8.2, consistency: mia 0.88\n"
     result = StoryResult.load(out / "a-day-out")
     assert result.seeds == (100, 101)
     assert not (out / "a-day-out" / "previews").exists()
@@ -108,7 +108,8 @@ def test_several_files_run_at_once_in_folders_of_their_own(server: ScriptedServe
 def test_one_failing_story_leaves_the_other_alone(server: ScriptedServer, file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text('title: Bad one\nframes: ["a lake"]\n', encoding="utf-8")
-    fail = failing(grpc.StatusCode.INTERNAL, "the story became not a number")
+    info = error_details_pb2.ErrorInfo(reason="NOT_A_NUMBER")
+    fail = failing(grpc.StatusCode.INTERNAL, "the story became not a number", info)
 
     def script(request: Request, context: Any) -> Iterator[Response]:
         return (fail if request.story.title == "Bad one" else whole_story)(request, context)
@@ -161,11 +162,11 @@ def test_options_that_make_no_sense_are_refused(file: Path, option: tuple[str, s
 
 def test_unavailable_and_busy_servers_have_their_exit_code(server: ScriptedServer, file: Path, tmp_path: Path) -> None:
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromSeconds(5)
+    retry.retry_delay.FromSeconds(50)  # longer than the command waits
     server.script = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", retry)
     done = _run("generate", file, "-s", server.address, "-o", tmp_path, "--no-progress")
     assert done.exit_code == 3
-    assert "busy (the queue is full); try again in 5 s" in done.stderr
+    assert "busy (the queue is full); try again in 50 s" in done.stderr
     server.stop()
     for command in (["generate", file, "-o", tmp_path], ["models"]):
         done = _run(*command, "-s", server.address)
@@ -228,6 +229,7 @@ def test_ctrl_c_cancels_the_story_and_exits_130(server: ScriptedServer, file: Pa
     assert process.returncode == 130
     assert "interrupted" in rest
     assert "Traceback" not in rest
+    assert server.cancels() == ["story-1"]
     assert server.cancelled.wait(5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import socket
 import threading
@@ -36,7 +35,7 @@ from storyloom import (
     StoryTimeout,
 )
 from tests.clients.scripted import ScriptedServer, until_cancelled
-from tests.clients.scripts import TOTAL_SECONDS, Request, Response, failing, png, whole_story
+from tests.clients.scripts import TOTAL_SECONDS, Request, Response, png, whole_story
 
 Generate = Callable[..., StoryResult]
 
@@ -158,17 +157,6 @@ def test_the_deadline_reaches_the_server(generate: Generate, server: ScriptedSer
     assert server.cancelled.wait(5)
 
 
-def test_an_error_in_the_callback_cancels_the_story(generate: Generate, server: ScriptedServer, story: Story) -> None:
-    server.script = until_cancelled(server)
-
-    def refuse(_event: StoryEvent) -> None:
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        generate(server.address, story, on_event=refuse)
-    assert server.cancelled.wait(5)
-
-
 def test_no_server_is_told_soon(generate: Generate, story: Story) -> None:
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
@@ -203,60 +191,10 @@ def test_wait_for_ready_waits_for_a_server_that_comes_late(generate: Generate, s
             late.stop(None).wait()
 
 
-def test_a_server_that_is_briefly_unavailable_is_tried_again(
-    generate: Generate, server: ScriptedServer, story: Story
-) -> None:
-    refuse = failing(grpc.StatusCode.UNAVAILABLE, "starting")
-
-    def script(request: Request, context: Any) -> Iterator[Response]:
-        return refuse(request, context) if len(server.requests) < 3 else whole_story(request, context)
-
-    server.script = script
-    assert len(generate(server.address, story).frames) == 3
-    assert len(server.requests) == 3
-
-
-def test_a_story_that_has_begun_is_not_tried_again(generate: Generate, server: ScriptedServer, story: Story) -> None:
-    def script(request: Request, context: Any) -> Iterator[Response]:
-        yield next(whole_story(request, context))
-        context.abort(grpc.StatusCode.UNAVAILABLE, "engine lost")
-
-    server.script = script
-    with pytest.raises(ServerUnavailable, match="engine lost"):
-        generate(server.address, story)
-    assert len(server.requests) == 1
-
-
 def test_metadata_and_user_agent_are_sent(generate: Generate, server: ScriptedServer, story: Story) -> None:
     generate(server.address, story, metadata=[("authorization", "Bearer x")])
     assert server.metadata["authorization"] == "Bearer x"
     assert str(server.metadata["user-agent"]).startswith(f"storyloom-python/{storyloom.__version__}")
-
-
-def test_closing_the_generator_cancels_the_story(server: ScriptedServer, story: Story) -> None:
-    server.script = until_cancelled(server)
-    with StoryClient(server.address) as client:
-        events = client.stream(story)
-        assert isinstance(next(events), Accepted)
-        events.close()
-        assert server.cancelled.wait(5)
-
-
-def test_cancelling_the_task_cancels_the_story(server: ScriptedServer, story: Story) -> None:
-    server.script = until_cancelled(server)
-
-    async def run() -> None:
-        async with AsyncStoryClient(server.address) as client:
-            begun = asyncio.Event()
-            task = asyncio.create_task(client.generate(story, on_event=lambda _: begun.set()))
-            await asyncio.wait_for(begun.wait(), 5)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            assert task.cancelled()
-
-    asyncio.run(run())
-    assert server.cancelled.wait(5)
 
 
 def test_closing_the_client_ends_its_stories(server: ScriptedServer, story: Story) -> None:

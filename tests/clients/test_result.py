@@ -49,7 +49,16 @@ def test_the_folder_holds_pictures_sheet_and_record(result: StoryResult, tmp_pat
         "width": 32,
         "height": 32,
     }
+    assert record["consistency"] == {"mia": 0.875, "tom": 0.875}
     assert Story.model_validate(record["story"]) == result.story
+
+
+def test_a_record_of_an_older_client_is_read(result: StoryResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path) / "story.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["consistency"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert StoryResult.load(tmp_path) == replace(result, consistency={})
 
 
 def test_saving_again_leaves_no_frame_of_a_longer_story(result: StoryResult, tmp_path: Path) -> None:

@@ -94,8 +94,9 @@ class StorySession:
 
         :raises ServerError: when there is to be none.
         """
-        self._in_flight = False
         failure = read_failure(error)
+        # Where the time ran out here, the server may well be at it.
+        self._in_flight = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and not failure.spoken
         if failure.may_resume() if self._resuming else failure.may_repeat(repeatable=True):
             pause = self._tries.pause(failure, resuming=self._resuming)
             if pause is not None:

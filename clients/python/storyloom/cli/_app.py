@@ -25,7 +25,7 @@ from storyloom.cli._exit import EXIT_CODES, ExitCode, exit_code, explain_in_file
 from storyloom.cli._generate import Job, Outcome, plan_jobs, run_jobs
 from storyloom.cli._models import models
 from storyloom.cli._options import SettingOption, apply, given_fields
-from storyloom.cli._output import complain, errors
+from storyloom.cli._output import complain, errors, explained_errors
 from storyloom.cli._stories import summary
 
 app = typer.Typer(

@@ -22,7 +22,10 @@ class Action(enum.StrEnum):
 @connected
 def models(
     connection: Connection,
-    action: Annotated[Action | None, typer.Argument(help="What to do; nothing: list.", show_default=False)] = None,
+    action: Annotated[
+        Action | None,
+        typer.Argument(metavar="[ACTION]", help="load, unload or warm; nothing: list.", show_default=False),
+    ] = None,
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the model.", show_default=False)] = "",
 ) -> None:
     """List what the server can do, or load, unload or warm a model by NAME.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from storyloom._client import StoryClient
-from storyloom._errors import Problem, ServerError, StoryFileError
+from storyloom._core import LEAVING_SECONDS
+from storyloom._errors import Problem, ServerError, StoryFileError, StoryTimeout
 from storyloom._operations import Wish
 from storyloom._records import StoryRecord, StoryState
 from storyloom._result import StoryResult
@@ -194,8 +196,11 @@ def _finish(
         return
     try:
         result = _follow(client, record, timeout, quiet=quiet)
-    except KeyboardInterrupt:
-        client.cancel_story(record.story_id, timeout=2)
+    except (KeyboardInterrupt, StoryTimeout) as error:
+        with suppress(ServerError):
+            client.cancel_story(record.story_id, timeout=LEAVING_SECONDS)
+        if isinstance(error, StoryTimeout):
+            raise
         complain("interrupted; the server has been told to stop")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     save(result, out / _name(record))
