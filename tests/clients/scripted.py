@@ -80,6 +80,10 @@ class ScriptedServer(
             event for event in whole_story(request, context) if event.sequence > watch.after_sequence
         )
 
+    def request_of(self, story_id: str) -> Request:
+        """Returns the request that would make a recorded story."""
+        return Request(story=self.stories[story_id].story)
+
     def cancels(self) -> list[str]:
         """Returns the ids of the stories that clients asked to cancel."""
         return [request.story_id for method, request in self.calls if method == "CancelStory"]
@@ -110,7 +114,7 @@ class ScriptedServer(
         """Makes a recorded story a finished one."""
         record = self.stories[story_id]
         record.state = story_service_pb2.STORY_STATE_FINISHED
-        for event in whole_story(Request(story=record.story), None):
+        for event in whole_story(self.request_of(story_id), None):
             record.last_sequence = event.sequence
             if event.WhichOneof("event") == "frame":
                 record.frames.append(event.frame)

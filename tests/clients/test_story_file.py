@@ -39,6 +39,8 @@ style: an illustration of
 characters:
   mia: a young woman
   tom: {description: an elderly man}
+  ann: {id: character-7}
+  bob: {id: character-8, description: in a red hat}
 frames:
   - "{mia} is walking"
   - prompt: waving at a lake
@@ -52,7 +54,12 @@ negative_prompt: blurry
     assert Story.load(path) == Story(
         title="A day in the park",
         style="an illustration of",
-        characters={"mia": Character(description="a young woman"), "tom": Character(description="an elderly man")},
+        characters={
+            "mia": Character(description="a young woman"),
+            "tom": Character(description="an elderly man"),
+            "ann": Character(id="character-7"),
+            "bob": Character(id="character-8", description="in a red hat"),
+        },
         frames=(
             Frame(prompt="{mia} is walking"),
             Frame(prompt="waving at a lake", characters=("mia", "tom"), seed=7),
@@ -165,6 +172,11 @@ frames:
             ],
         ),
         ("frames: [a]\ntitle: " + "x" * 201, ["2:1: title: should have at most 200 characters"]),
+        (
+            "frames: [a]\ncharacters: {mia: {}}\n",
+            ["2:14: characters.mia: needs a description, or the id of a character that the server keeps"],
+        ),
+        ("frames: [a]\ncharacters: {mia: {id: ''}}\n", ["2:20: characters.mia.id: must not be empty"]),
         ("frames: [a]\nsettings: {seed: true}\n", ["2:12: settings.seed: should be a whole number"]),
         (
             "frames: [a]\nsettings: {guidance_scale: 31}\n",

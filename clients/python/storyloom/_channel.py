@@ -132,7 +132,7 @@ def authorization(token: str | None, *, target: str | None, insecure_token: bool
 
 def _target(server: str) -> str:
     # Several addresses: gRPC resolves a list of numbers only, and names that stand for several servers with dns:///.
-    if "," not in server or re.match(r"[a-z0-9+.-]+:(//|[^0-9])", server):
+    if "," not in server or re.match(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):", server):
         return server
     addresses = [re.sub(r"^localhost(?=:|$)", "127.0.0.1", address.strip()) for address in server.split(",")]
     versions = {_ip_version(address) for address in addresses}

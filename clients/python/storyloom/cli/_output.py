@@ -42,7 +42,7 @@ def print_table(table: Table) -> None:
     """Prints a table to standard output, as wide as it needs to be where that is no terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.measure(table).maximum, 80))
+        console = Console(width=Console(width=100_000).measure(table).maximum)
     console.print(table)
 
 
