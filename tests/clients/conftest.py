@@ -11,6 +11,12 @@ from tests.clients.blocking import BlockingClient, Connect
 from tests.clients.scripted import ScriptedServer
 
 
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever runs the tests may have one.
+    monkeypatch.delenv("STORYLOOM_TOKEN", raising=False)
+
+
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     running = ScriptedServer()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -74,7 +74,6 @@ class AsyncCalls(ClientBase):
 
     async def _leave(self, session: StorySession, seconds: float) -> None:
         end = time.monotonic() + seconds
-        session.left()
         with best_effort():
             story_id = session.story_id or await self._ask_id(session, seconds)
             if story_id:
@@ -93,7 +92,9 @@ class AsyncCalls(ClientBase):
         leaving = [session for session in self._following if session.cancels_after(None)]
         await asyncio.gather(*(self._leave(session, LEAVING_SECONDS) for session in leaving))
 
-    async def _pages(self, operation: Any, timeout: float | None) -> AsyncIterator[Any]:
+    async def _pages(
+        self, operation: Callable[[str], Operation[tuple[list[T], str]]], timeout: float | None
+    ) -> AsyncIterator[T]:
         page = ""
         while True:
             items, page = await self._run(operation(page), timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -70,7 +70,6 @@ class Calls(ClientBase):
 
     def _leave(self, session: StorySession, seconds: float) -> None:
         end = time.monotonic() + seconds
-        session.left()
         with best_effort():
             story_id = session.story_id or self._ask_id(session, seconds)
             if story_id:
@@ -89,7 +88,7 @@ class Calls(ClientBase):
             if session.cancels_after(None):
                 self._leave(session, max(end - time.monotonic(), 0.1))
 
-    def _pages(self, operation: Any, timeout: float | None) -> Iterator[Any]:
+    def _pages(self, operation: Callable[[str], Operation[tuple[list[T], str]]], timeout: float | None) -> Iterator[T]:
         page = ""
         while True:
             items, page = self._run(operation(page), timeout)

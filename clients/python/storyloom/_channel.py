@@ -20,7 +20,7 @@ TOKEN_VARIABLE = "STORYLOOM_TOKEN"  # noqa: S105 - its name, not its value
 Options = tuple[tuple[str, str | int], ...]
 Pem = str | PathLike[str] | bytes
 
-# No retries of gRPC's own: this package's repeat a call with its request id, and go on with broken streams.
+# No retry policy of gRPC's own: this package repeats a call with its request id, and goes on with broken streams.
 _SERVICE_CONFIG: dict[str, list[dict[str, dict[str, str]]]] = {"loadBalancingConfig": [{"round_robin": {}}]}
 
 OPTIONS: Options = (
@@ -31,7 +31,6 @@ OPTIONS: Options = (
     # Without a cap a channel comes back up to two minutes after its server.
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.enable_retries", 0),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 )
 

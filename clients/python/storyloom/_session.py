@@ -106,10 +106,6 @@ class StorySession:
         raised.story_id, raised.sequence = self.story_id, self.sequence
         raise raised from error
 
-    def left(self) -> None:
-        """The story has been given up; it is not to be cancelled a second time."""
-        self._cancels = False
-
     def cancels_after(self, error: BaseException | None) -> bool:
         """Tells whether the server has to be told that nobody wants the story any more.
 
