@@ -18,32 +18,17 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storyloom_kernels.fused.variants import Variant
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that a program can have."""
-WIDTHS = (40, 64, 80, 160)
 BUDGETS = Path(__file__).with_name("aot_budgets.json")
 _TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
 _PLAIN_DOT = re.compile(r"tt\.dot\b.*->.*#blocked")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kernel with everything that its compilation depends on.
-
-    `types` maps arguments to Triton's types, such as "*bf16"; arguments that it leaves out are int32. `constants` are
-    the constexpr arguments. `aligned` arguments are multiples of 16, as the launcher finds them in real calls.
-    """
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    aligned: tuple[str, ...]
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True)
@@ -77,9 +62,16 @@ class Resources:
 
 def variants(architecture: int) -> Iterator[Variant]:
     """Every kernel at every shape class that serving and training launch on an architecture."""
-    from storyloom_kernels.fused import cross_frame, foreground, group_norm, identity
+    from storyloom_kernels.fused import (
+        cross_frame,
+        foreground,
+        group_norm,
+        group_norm_backward,
+        identity,
+        identity_backward,
+    )
 
-    for module in (cross_frame, identity, foreground, group_norm):
+    for module in (cross_frame, identity, identity_backward, foreground, group_norm, group_norm_backward):
         yield from module.variants(architecture)
 
 

@@ -25,6 +25,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes") and "triton" in _INSTALLED
 
 
+def width_obstacle(head_width: int) -> str | None:
+    """Why the Triton kernels do not take a head dimension; None if they do."""
+    if head_width % 8 or not 16 <= head_width <= 256:
+        return f"it takes head dimensions of 16 to 256 in steps of 8; got {head_width}"
+    return None
+
+
 def triton_obstacle(tensor: Tensor, head_width: int | None = None) -> str | None:
     """Why the Triton kernels do not take a tensor; None if they do."""
     if "triton" not in _INSTALLED:
@@ -33,8 +40,8 @@ def triton_obstacle(tensor: Tensor, head_width: int | None = None) -> str | None
         return f"it needs a CUDA device, and the tensors are on {tensor.device}"
     if tensor.dtype not in _DTYPES:
         return f"it takes float32, float16 and bfloat16; got {tensor.dtype}"
-    if head_width is not None and (head_width % 8 or not 16 <= head_width <= 256):
-        return f"it takes head dimensions of 16 to 256 in steps of 8; got {head_width}"
+    if head_width is not None and (obstacle := width_obstacle(head_width)):
+        return obstacle
     if tensor.numel() >= _MOST_ELEMENTS:
         return f"it takes tensors of fewer than 2**31 elements; got {tensor.numel()}"
     return None

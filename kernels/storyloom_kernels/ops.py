@@ -17,11 +17,18 @@ from storyloom_kernels.foreground import ForegroundMethod
 from storyloom_kernels.foreground import foreground as reference_foreground
 from storyloom_kernels.implementations import interpreting
 from storyloom_kernels.layout import GroupLayout
-from storyloom_kernels.tuning import architecture, tiles
+from storyloom_kernels.tuning import Tiles, architecture, tiles
 
 
 def _fused(tensor: Tensor) -> bool:
     return tensor.is_cuda or interpreting()
+
+
+def _gradient_tiles(kernel: str, q: Tensor) -> tuple[Tiles, Tiles]:
+    """Of the two kernels of a backward: that of the queries and that of the keys."""
+    device, width, positions = architecture(q.device), q.shape[-1], q.shape[2]
+    of_queries = tiles(f"{kernel}_query_gradient", device, width, positions)
+    return of_queries, tiles(f"{kernel}_key_gradient", device, width, positions)
 
 
 @torch.library.custom_op("storyloom::cross_frame_attention", mutates_args=())
@@ -57,11 +64,8 @@ def cross_frame_attention_backward(
     if _fused(q):
         from storyloom_kernels.fused import cross_frame
 
-        of_queries, of_keys = (
-            tiles(f"cross_frame_{part}_gradient", architecture(q.device), q.shape[-1], q.shape[2])
-            for part in ("query", "key")
-        )
-        return cross_frame.backward(d_out, q, k, v, out, lse, index, offsets, bounds, of_queries, of_keys)
+        chosen = _gradient_tiles("cross_frame", q)
+        return cross_frame.backward(d_out, q, k, v, out, lse, index, offsets, bounds, *chosen)
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
         again = reference.cross_frame_attention(leaves[0], leaves[1], leaves[2], mask, GroupLayout.from_bounds(bounds))
@@ -98,7 +102,8 @@ def identity_cross_attention(
     if _fused(q):
         from storyloom_kernels.fused import identity
 
-        return identity.forward(q, k, v, id_k, id_v, stream_ends, scale, region, token_mask)
+        chosen = tiles("identity_forward", architecture(q.device), q.shape[-1], q.shape[2])
+        return identity.forward(q, k, v, id_k, id_v, stream_ends, scale, region, token_mask, chosen)
     out, maps = reference.identity_cross_attention(q, k, v, id_k, id_v, stream_ends, scale, region, token_mask)
     sums = q.new_zeros(q.shape[:3], dtype=torch.float32)
     streams = q.new_zeros(*q.shape[:2], stream_ends.shape[1], q.shape[2], dtype=torch.float32)
@@ -127,11 +132,12 @@ def identity_cross_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, id_k, id_v, scale and region of K2; that of an absent region is empty."""
     if _fused(q):
-        from storyloom_kernels.fused import identity
+        from storyloom_kernels.fused import identity_backward
 
-        *made, d_region = identity.backward(
-            q, k, v, id_k, id_v, stream_ends, scale, region, token_mask, lse, id_lse, d_out, d_maps
-        )
+        *made, d_region = identity_backward.backward(
+            q, k, v, id_k, id_v, stream_ends, scale, region, token_mask, lse, id_lse, d_out, d_maps,
+            *_gradient_tiles("identity", q),
+        )  # fmt: skip
         d_q, d_k, d_v, d_id_k, d_id_v, d_scale = made
         return d_q, d_k, d_v, d_id_k, d_id_v, d_scale, q.new_empty(0) if d_region is None else d_region
     with torch.enable_grad():
@@ -220,7 +226,7 @@ def group_norm_silu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias of K4; those of an absent weight and bias are empty."""
     if _fused(x):
-        from storyloom_kernels.fused.group_norm import group_norm_silu_backward as fused
+        from storyloom_kernels.fused.group_norm_backward import group_norm_silu_backward as fused
 
         d_x, d_weight, d_bias = fused(d_out, x, mean, rstd, groups, weight, bias, silu)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from storyloom_kernels import GroupLayout, cross_frame_attention, reference
 from storyloom_kernels.bank import compact
 from storyloom_kernels.implementations import triton_obstacle
+from tests.kernels.launchers import DEVICE
+from tests.kernels.poison import poisoned_memory
 
 pytest.importorskip("triton")
 
@@ -20,7 +23,6 @@ from storyloom_kernels.fused import cross_frame
 from storyloom_kernels.ops import cross_frame_attention as op
 from storyloom_kernels.tuning import Tiles
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     triton_obstacle(torch.zeros(1, device=DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
 )
@@ -34,10 +36,6 @@ def draw(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     rows, heads, positions, width = shape
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, positions, heads, width, generator=generator).to(DEVICE, dtype).transpose(1, 2)
-
-
-def poisoned(tensor: Tensor, **options: object) -> Tensor:
-    return torch.empty_like(tensor, **options).fill_(float("nan"))  # type: ignore[call-overload,no-any-return]
 
 
 def case(seed: int, layout: GroupLayout, positions: int, width: int, share: float, dtype: torch.dtype) -> list[Tensor]:
@@ -59,9 +57,8 @@ def test_triton_is_the_definition(
     expected = reference.cross_frame_attention(q.float(), k.float(), v.float(), mask, layout)
     index, offsets = compact(mask)
     index[int(offsets[-1]) :] = 2**30  # slots beyond the bank must not be followed
-    out, lse = cross_frame.forward(
-        q, k, v, index, offsets, layout.bounds(DEVICE), Tiles(*sizes, warps=4, stages=2), empty_like=poisoned
-    )
+    with poisoned_memory():
+        out, lse = cross_frame.forward(q, k, v, index, offsets, layout.bounds(DEVICE), Tiles(*sizes, warps=4, stages=2))
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert lse.isfinite().all()
@@ -139,22 +136,20 @@ def test_layouts_survive_their_tensor() -> None:
         ("triton", 20, torch.float32, "head dimensions of 16 to 256 in steps of 8; got 20"),
         ("triton", 16, torch.float64, "float32, float16 and bfloat16; got torch.float64"),
         ("flash", 16, torch.float32, "no implementation 'flash'"),
-        ("xformers", 16, torch.float32, "not installed"),
     ],
 )
 def test_what_cannot_run_says_why(implementation: str, width: int, dtype: torch.dtype, says: str) -> None:
-    if implementation == "xformers":
-        pytest.importorskip("triton")
-        try:
-            import xformers  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
-        except ImportError:
-            pass
-        else:
-            pytest.skip("xformers is installed")
     layout = GroupLayout((1,))
     q, k, v, mask = case(0, layout, 16, width, 0.3, torch.float32)
     with pytest.raises(ValueError, match=says):
         cross_frame_attention(q.to(dtype), k.to(dtype), v.to(dtype), mask, layout, implementation=implementation)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("xformers") is not None, reason="xformers is installed")
+def test_a_library_that_is_not_there_is_named() -> None:
+    q, k, v, mask = case(0, GroupLayout((1,)), 16, 16, 0.3, torch.float32)
+    with pytest.raises(ValueError, match="xformers cannot run: the package is not installed"):
+        cross_frame_attention(q, k, v, mask, GroupLayout((1,)), implementation="xformers")
 
 
 def test_automatic_choice_takes_what_triton_cannot() -> None:

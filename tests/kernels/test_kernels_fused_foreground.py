@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import pytest
@@ -14,10 +13,8 @@ from torch import Tensor
 from storyloom_kernels.bank import compact
 from storyloom_kernels.foreground import ForegroundMethod
 from storyloom_kernels.foreground import foreground as reference
-from storyloom_kernels.implementations import triton_obstacle
+from tests.kernels.launchers import DEVICE, launchers
 from tests.kernels.poison import poisoned_memory
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 seeds = st.integers(0, 2**32 - 1)
 rules = st.sampled_from(
@@ -31,10 +28,7 @@ masks = st.builds(
 
 @pytest.fixture(scope="module")
 def fused() -> ModuleType:
-    pytest.importorskip("triton")
-    if obstacle := triton_obstacle(torch.zeros(1, device=DEVICE)):
-        pytest.skip(obstacle)
-    return importlib.import_module("storyloom_kernels.fused.foreground")
+    return launchers("foreground")
 
 
 def draw(seed: int, *shape: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from storyloom_kernels import reference
-from storyloom_kernels.implementations import triton_obstacle
+from tests.kernels.launchers import DEVICE, launchers
 from tests.kernels.poison import poisoned_memory
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 ORDERS = ("contiguous", "channels last", "positions transposed")
 
@@ -28,10 +27,12 @@ tilings = st.sampled_from([None, (2, 16, 16), (4, 16, 32)])
 
 @pytest.fixture(scope="module")
 def fused() -> ModuleType:
-    pytest.importorskip("triton")
-    if obstacle := triton_obstacle(torch.zeros(1, device=DEVICE)):
-        pytest.skip(obstacle)
-    return importlib.import_module("storyloom_kernels.fused.group_norm")
+    return launchers("group_norm")
+
+
+@pytest.fixture(scope="module")
+def backward() -> Any:
+    return launchers("group_norm_backward").group_norm_silu_backward
 
 
 def draw(seed: int, shape: tuple[int, ...], order: str = "contiguous", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -80,15 +81,15 @@ def test_triton_is_the_definition(
     st.booleans(), tilings,
 )  # fmt: skip
 def test_gradients_are_those_of_the_definition(
-    fused: ModuleType, seed: int, shape: tuple[int, ...], order: str, order_of_gradient: str, groups: int, affine: bool,
-    silu: bool, tiling: tuple[int, int, int] | None,
+    fused: ModuleType, backward: Any, seed: int, shape: tuple[int, ...], order: str, order_of_gradient: str,
+    groups: int, affine: bool, silu: bool, tiling: tuple[int, int, int] | None,
 ) -> None:  # fmt: skip
     x, dy = draw(seed, shape, order), draw(seed + 3, shape, order_of_gradient)
     weight, bias = parameters(seed, shape[1]) if affine else (None, None)
     with pytest.MonkeyPatch.context() as patch, poisoned_memory():
         tile(patch, fused, tiling)
         _, mean, rstd = fused.group_norm_silu(x, groups, weight, bias, 1e-5, silu)
-        found = fused.group_norm_silu_backward(dy, x, mean, rstd, groups, weight, bias, silu)
+        found = backward(dy, x, mean, rstd, groups, weight, bias, silu)
     assert found[0].stride() == torch.empty_like(x).stride()
     leaves = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias)]
     out = reference.group_norm_silu(leaves[0], groups, leaves[1], leaves[2], 1e-5, silu)  # type: ignore[arg-type]
@@ -98,11 +99,11 @@ def test_gradients_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_of_half_precision_keep_its_dtype(fused: ModuleType, dtype: torch.dtype) -> None:
+def test_gradients_of_half_precision_keep_its_dtype(fused: ModuleType, backward: Any, dtype: torch.dtype) -> None:
     shape = (2, 8, 6, 5)
     x, dy, (weight, bias) = draw(0, shape, dtype=dtype), draw(3, shape, dtype=dtype), parameters(0, 8)
     _, mean, rstd = fused.group_norm_silu(x, 4, weight, bias)
-    found = fused.group_norm_silu_backward(dy, x, mean, rstd, 4, weight, bias)
+    found = backward(dy, x, mean, rstd, 4, weight, bias)
     assert [gradient.dtype for gradient in found] == [dtype, torch.float32, torch.float32]
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
     out = reference.group_norm_silu(leaves[0], 4, leaves[1], leaves[2])
@@ -128,7 +129,7 @@ def test_a_large_mean_costs_no_accuracy(fused: ModuleType, order: str) -> None:
 @given(seeds, st.sampled_from(["contiguous", "channels last"]), tilings)
 @example(0, "contiguous", None)
 def test_a_row_has_the_same_bits_in_any_batch(
-    fused: ModuleType, seed: int, order: str, tiling: tuple[int, int, int] | None
+    fused: ModuleType, backward: Any, seed: int, order: str, tiling: tuple[int, int, int] | None
 ) -> None:
     x, dy = draw(seed, (3, 8, 4, 5), order), draw(seed + 3, (3, 8, 4, 5), order)
     weight, bias = parameters(seed, 8)
@@ -137,18 +138,18 @@ def test_a_row_has_the_same_bits_in_any_batch(
         results = []
         for rows in (slice(0, 3), slice(1, 2)):
             out, mean, rstd = fused.group_norm_silu(x[rows], 2, weight, bias)
-            dx, _, _ = fused.group_norm_silu_backward(dy[rows], x[rows], mean, rstd, 2, weight, bias)
+            dx, _, _ = backward(dy[rows], x[rows], mean, rstd, 2, weight, bias)
             results.append((out, mean, rstd, dx))
     for together, alone in zip(*results, strict=True):
         assert torch.equal(together[1:2], alone)
 
 
-def test_a_batch_of_nothing(fused: ModuleType) -> None:
+def test_a_batch_of_nothing(fused: ModuleType, backward: Any) -> None:
     x, (weight, bias) = torch.zeros(0, 8, 3, 3, device=DEVICE), parameters(0, 8)
     out, mean, rstd = fused.group_norm_silu(x, 2, weight, bias)
     assert out.shape == x.shape
     assert mean.shape == rstd.shape == (0, 2)
-    dx, d_weight, d_bias = fused.group_norm_silu_backward(out, x, mean, rstd, 2, weight, bias)
+    dx, d_weight, d_bias = backward(out, x, mean, rstd, 2, weight, bias)
     assert dx.shape == x.shape
     assert not d_weight.any()
     assert not d_bias.any()

@@ -5,12 +5,11 @@ Outside a GPU the kernels run in Triton's interpreter, which is slow: shapes are
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from storyloom_kernels.reference import cross_attention_with_maps, identity_cross_attention
 from storyloom_kernels.tuning import Tiles
+from tests.kernels.launchers import DEVICE, launchers
 from tests.kernels.poison import poisoned_memory
 
 HEADS = 2
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILES = Tiles(queries=16, keys=16, warps=4, stages=2)
 
 
@@ -232,20 +231,15 @@ def test_wrong_shapes_are_refused(name: str, value: Tensor, message: str) -> Non
 
 @pytest.fixture(scope="module")
 def kernels() -> Any:
-    """The module of the kernels."""
-    pytest.importorskip("triton")
-    if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1")
-    return importlib.import_module("storyloom_kernels.fused.identity")
+    """The launchers of both directions."""
+    return SimpleNamespace(forward=launchers("identity").forward, backward=launchers("identity_backward").backward)
 
 
 def check_kernels(kernels: Any, case: Case, atol: float, rtol: float) -> None:
     """Results and gradients against the definition in float64; gradients are sums of more terms, with larger errors."""
     with poisoned_memory():
-        out, maps, lse, id_lse = kernels.forward(*case.arguments, tiles=TILES)
-        found = kernels.backward(
-            *case.arguments, lse, id_lse, case.d_out, case.d_maps, query_tiles=TILES, key_tiles=TILES
-        )
+        out, maps, lse, id_lse = kernels.forward(*case.arguments, TILES)
+        found = kernels.backward(*case.arguments, lse, id_lse, case.d_out, case.d_maps, TILES, TILES)
     precise = case.precise()
     expected_out, expected_maps = identity_cross_attention(*precise.arguments)
     assert out.dtype == case.q.dtype
@@ -273,7 +267,7 @@ def test_the_kernels_in_half_precision(kernels: Any, width: int, size: Sizes) ->
     check_kernels(kernels, size.case(width, torch.float16), atol=5e-3, rtol=5e-3)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter does not multiply bfloat16")
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="Triton's interpreter does not multiply bfloat16")
 @settings(max_examples=5, deadline=None)
 @given(size=sizes(rows=3, positions=200, tokens=90, packed=90), width=st.sampled_from([40, 64, 80, 160]))
 def test_the_kernels_in_bfloat16(kernels: Any, width: int, size: Sizes) -> None:
@@ -283,12 +277,12 @@ def test_the_kernels_in_bfloat16(kernels: Any, width: int, size: Sizes) -> None:
 def test_a_row_does_not_depend_on_its_neighbours_nor_the_output_on_maps(kernels: Any) -> None:
     case = Sizes(seed=4, rows=3, positions=20, tokens=20, packed=20, streams=2, groups=2, region=True)
     together = case.case(40, torch.float32)
-    out, maps, *_ = kernels.forward(*together.arguments, tiles=TILES)
+    out, maps, *_ = kernels.forward(*together.arguments, TILES)
     alone = together.rows(slice(1, 2))
-    alone_out, alone_maps, *_ = kernels.forward(*alone.arguments, tiles=TILES)
+    alone_out, alone_maps, *_ = kernels.forward(*alone.arguments, TILES)
     assert torch.equal(out[1:2], alone_out)
     assert torch.equal(maps[1:2], alone_maps)
-    without, no_maps, *_ = kernels.forward(*replace(alone, token_mask=None).arguments, tiles=TILES)
+    without, no_maps, *_ = kernels.forward(*replace(alone, token_mask=None).arguments, TILES)
     assert torch.equal(without, alone_out)
     assert no_maps.shape == (1, 0, 20)
 

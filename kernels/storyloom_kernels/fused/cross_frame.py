@@ -8,7 +8,7 @@ serves any mask and any layout of as many rows. The order of the sums depends on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -17,8 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from storyloom_kernels.aot import WIDTHS, Variant
-from storyloom_kernels.fused.tiles import LOG2E, dot_rows, load_rows, plane, readable, split_width, store_rows
+from storyloom_kernels.fused.tiles import (
+    LOG2E,
+    add_product,
+    dot_rows,
+    load_rows,
+    plane,
+    readable,
+    split_width,
+    store_rows,
+    strides,
+    zero_rows,
+)
+from storyloom_kernels.fused.variants import WIDTHS, Variant
 from storyloom_kernels.tuning import SMALL, Tiles, size_class, tiles
 
 
@@ -38,11 +49,27 @@ def _attend(
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(p, 1)
     v0, v1 = load_rows(v_base, v_offsets, keep, D, D0, D1, ALL)
-    p = p.to(v0.dtype)
-    acc0 = tl.dot(p, v0, acc0 * shrink[:, None], input_precision="tf32x3")
-    if D1 > 0:
-        acc1 = tl.dot(p, v1, acc1 * shrink[:, None], input_precision="tf32x3")
+    acc0, acc1 = add_product(acc0 * shrink[:, None], acc1 * shrink[:, None], p, v0, v1, D1)
     return higher, total, acc0, acc1
+
+
+@triton.jit
+def _bank_range(offsets, bounds, row, PART: tl.constexpr):
+    """Slots of the bank that a row sees: before its own (part 0) and after them (part 1)."""
+    if PART == 0:
+        begin, end = tl.load(offsets + tl.load(bounds + 2 * row)), tl.load(offsets + row)
+    else:
+        begin, end = tl.load(offsets + row + 1), tl.load(offsets + tl.load(bounds + 2 * row + 1))
+    return begin, end
+
+
+@triton.jit
+def _bank_offsets(index, slot, keep, positions, k_row, k_pos, v_row, v_pos):
+    """Where the keys and values of slots begin, in elements from those of their head in the first row."""
+    place = tl.load(index + slot, mask=keep, other=0)
+    row = (place // positions).to(tl.int64)
+    key = place % positions
+    return row * k_row + key * k_pos, row * v_row + key * v_pos
 
 
 @triton.jit
@@ -76,10 +103,7 @@ def forward_kernel(
     q0, q1 = load_rows(q_base, n * q_pos, there, D, D0, D1, False)
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
-    acc0 = tl.zeros([BM, D0], tl.float32)
-    acc1 = acc0
-    if D1 > 0:
-        acc1 = tl.zeros([BM, D1], tl.float32)
+    acc0, acc1 = zero_rows(BM, D0, D1)
 
     k_own = plane(k, row, k_row, head, k_head)
     v_own = plane(v, row, v_row, head, v_head)
@@ -91,21 +115,14 @@ def forward_kernel(
         )  # fmt: skip
 
     k_head_base, v_head_base = k + tl.multiple_of(head * k_head, 8), v + tl.multiple_of(head * v_head, 8)
-    first, last = tl.load(bounds + 2 * row), tl.load(bounds + 2 * row + 1)
     for part in tl.static_range(2):
-        if part == 0:
-            begin, end = tl.load(offsets + first), tl.load(offsets + row)
-        else:
-            begin, end = tl.load(offsets + row + 1), tl.load(offsets + last)
+        begin, end = _bank_range(offsets, bounds, row, part)
         for start in range(begin, end, BN):
             slot = start + tl.arange(0, BN)
             keep = slot < end
-            place = tl.load(index + slot, mask=keep, other=0)
-            other = place // positions
-            key = place - other * positions
+            k_offsets, v_offsets = _bank_offsets(index, slot, keep, positions, k_row, k_pos, v_row, v_pos)
             top, total, acc0, acc1 = _attend(
-                (top, total, acc0, acc1), q0, q1, k_head_base, v_head_base,
-                other.to(tl.int64) * k_row + key * k_pos, other.to(tl.int64) * v_row + key * v_pos, keep, scale,
+                (top, total, acc0, acc1), q0, q1, k_head_base, v_head_base, k_offsets, v_offsets, keep, scale,
                 D, D0, D1, False,
             )  # fmt: skip
 
@@ -126,11 +143,8 @@ def _query_gradient(
     p = tl.exp2(dot_rows(q0, q1, k0, k1, D1) * scale - lse[:, None])
     if not ALL:
         p = tl.where(keep[None, :], p, 0.0)
-    ds = (p * (dot_rows(do0, do1, v0, v1, D1) - delta[:, None])).to(k0.dtype)
-    dq0 = tl.dot(ds, k0, dq0, input_precision="tf32x3")
-    if D1 > 0:
-        dq1 = tl.dot(ds, k1, dq1, input_precision="tf32x3")
-    return dq0, dq1
+    ds = p * (dot_rows(do0, do1, v0, v1, D1) - delta[:, None])
+    return add_product(dq0, dq1, ds, k0, k1, D1)
 
 
 @triton.jit
@@ -164,10 +178,7 @@ def query_gradient_kernel(
     # Rows that do not exist get a probability of 0, and with it no gradient.
     log_sum = tl.load(lse + flat, mask=there, other=float("inf"))
     inner = tl.load(delta + flat, mask=there, other=0.0)
-    dq0 = tl.zeros([BM, D0], tl.float32)
-    dq1 = dq0
-    if D1 > 0:
-        dq1 = tl.zeros([BM, D1], tl.float32)
+    dq0, dq1 = zero_rows(BM, D0, D1)
 
     k_own = plane(k, row, k_row, head, k_head)
     v_own = plane(v, row, v_row, head, v_head)
@@ -179,21 +190,14 @@ def query_gradient_kernel(
         )  # fmt: skip
 
     k_head_base, v_head_base = k + tl.multiple_of(head * k_head, 8), v + tl.multiple_of(head * v_head, 8)
-    first, last = tl.load(bounds + 2 * row), tl.load(bounds + 2 * row + 1)
     for part in tl.static_range(2):
-        if part == 0:
-            begin, end = tl.load(offsets + first), tl.load(offsets + row)
-        else:
-            begin, end = tl.load(offsets + row + 1), tl.load(offsets + last)
+        begin, end = _bank_range(offsets, bounds, row, part)
         for start in range(begin, end, BN):
             slot = start + tl.arange(0, BN)
             keep = slot < end
-            place = tl.load(index + slot, mask=keep, other=0)
-            other = place // positions
-            key = place - other * positions
+            k_offsets, v_offsets = _bank_offsets(index, slot, keep, positions, k_row, k_pos, v_row, v_pos)
             dq0, dq1 = _query_gradient(
-                (dq0, dq1), q0, q1, do0, do1, k_head_base, v_head_base,
-                other.to(tl.int64) * k_row + key * k_pos, other.to(tl.int64) * v_row + key * v_pos, keep,
+                (dq0, dq1), q0, q1, do0, do1, k_head_base, v_head_base, k_offsets, v_offsets, keep,
                 log_sum, inner, scale, D, D0, D1, False,
             )  # fmt: skip
 
@@ -216,13 +220,9 @@ def _key_gradient(
         log_sum = tl.load(lse + stats + n, mask=there, other=float("inf"))
         inner = tl.load(delta + stats + n, mask=there, other=0.0)
         p = tl.exp2(dot_rows(k0, k1, q0, q1, D1) * scale - log_sum[None, :])
-        ds = (p * (dot_rows(v0, v1, do0, do1, D1) - inner[None, :])).to(q0.dtype)
-        p = p.to(do0.dtype)
-        dv0 = tl.dot(p, do0, dv0, input_precision="tf32x3")
-        dk0 = tl.dot(ds, q0, dk0, input_precision="tf32x3")
-        if D1 > 0:
-            dv1 = tl.dot(p, do1, dv1, input_precision="tf32x3")
-            dk1 = tl.dot(ds, q1, dk1, input_precision="tf32x3")
+        ds = p * (dot_rows(v0, v1, do0, do1, D1) - inner[None, :])
+        dv0, dv1 = add_product(dv0, dv1, p, do0, do1, D1)
+        dk0, dk1 = add_product(dk0, dk1, ds, q0, q1, D1)
     return dk0, dk1, dv0, dv1
 
 
@@ -267,10 +267,7 @@ def key_gradient_kernel(
     if anything and ((not BANK) or last - first > 1):
         k0, k1 = load_rows(k_base, key * k_pos, keep, D, D0, D1, False)
         v0, v1 = load_rows(v_base, key * v_pos, keep, D, D0, D1, False)
-        dk0 = tl.zeros([BN, D0], tl.float32)
-        dk1 = dk0
-        if D1 > 0:
-            dk1 = tl.zeros([BN, D1], tl.float32)
+        dk0, dk1 = zero_rows(BN, D0, D1)
         dv0, dv1 = dk0, dk1
         if BANK:
             for part in tl.static_range(2):
@@ -303,13 +300,8 @@ def key_gradient_kernel(
         store_rows(d_v + place, key * D, keep, dv0, dv1, D, D0, D1)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
-
-
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, index: Tensor, offsets: Tensor, bounds: Tensor, tiles: Tiles,
-    empty_like: Callable[..., Tensor] = torch.empty_like,
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, offsets: Tensor, bounds: Tensor, chosen: Tiles
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launches the forward.
 
@@ -317,7 +309,7 @@ def forward(
         q, k, v: [R, H, N, d] of one dtype.
         index, offsets: the bank, see `storyloom_kernels.bank`.
         bounds: int32 [R, 2], see `GroupLayout.bounds`.
-        empty_like: what allocates the output.
+        chosen: queries of a program and keys of a step.
 
     Returns:
         The output [R, H, N, d], and float32 [R, H, N], the base-2 logarithm of the sum of the softmax, for the
@@ -326,12 +318,12 @@ def forward(
     rows, heads, positions, width = q.shape
     first, second = split_width(width)
     q, k, v = readable(q), readable(k), readable(v)
-    out = empty_like(q, memory_format=torch.contiguous_format)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(rows, heads, positions, dtype=torch.float32, device=q.device)
-    forward_kernel[(triton.cdiv(positions, tiles.queries), heads, rows)](
-        q, k, v, out, lse, index, offsets, bounds, *_strides(q, k, v, out), heads, positions,
-        width**-0.5 * LOG2E.value, D=width, D0=first, D1=second, BM=tiles.queries, BN=tiles.keys,
-        EVEN=positions % tiles.keys == 0, num_warps=tiles.warps, num_stages=tiles.stages,
+    forward_kernel[(triton.cdiv(positions, chosen.queries), heads, rows)](
+        q, k, v, out, lse, index, offsets, bounds, *strides(q, k, v, out), heads, positions,
+        width**-0.5 * LOG2E.value, D=width, D0=first, D1=second, BM=chosen.queries, BN=chosen.keys,
+        EVEN=positions % chosen.keys == 0, num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
     return out, lse
 
@@ -353,13 +345,13 @@ def backward(
     shape = {"D": width, "D0": first, "D1": second}
     scale = width**-0.5 * LOG2E.value
     query_gradient_kernel[(triton.cdiv(positions, of_queries.queries), heads, rows)](
-        q, k, v, d_out, d_q, lse, delta, index, offsets, bounds, *_strides(q, k, v, d_out, d_q), heads, positions,
+        q, k, v, d_out, d_q, lse, delta, index, offsets, bounds, *strides(q, k, v, d_out, d_q), heads, positions,
         scale, BM=of_queries.queries, BN=of_queries.keys, EVEN=positions % of_queries.keys == 0,
         num_warps=of_queries.warps, num_stages=of_queries.stages, **shape,
     )  # fmt: skip
     for bank in (False, True):
         key_gradient_kernel[(triton.cdiv(positions, of_keys.keys), heads, rows)](
-            q, k, v, d_out, d_k, d_v, lse, delta, index, offsets, bounds, *_strides(q, k, v, d_out), heads,
+            q, k, v, d_out, d_k, d_v, lse, delta, index, offsets, bounds, *strides(q, k, v, d_out), heads,
             positions, scale, BM=of_keys.queries, BN=of_keys.keys, EVEN=positions % of_keys.queries == 0, BANK=bank,
             num_warps=of_keys.warps, num_stages=of_keys.stages, **shape,
         )  # fmt: skip

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from storyloom_kernels.aot import Variant
 from storyloom_kernels.bank import check_bank_mask
 from storyloom_kernels.foreground import ForegroundMethod
+from storyloom_kernels.fused.variants import Variant
 from storyloom_kernels.implementations import MAX_MAP_POSITIONS
 
 # Positions that a program of `compact_kernel` takes at a time: of the rows before its own, and of its own.

@@ -1,4 +1,4 @@
-"""K4, group normalisation with SiLU: forward and backward.
+"""K4, group normalisation with SiLU: forward. `group_norm_backward` has its gradient.
 
 A row is seen as [C, N] by strides, N its spatial positions, so that NCHW and channels-last are one kernel. It is cut
 into tiles of channels by chunks of positions. Every reduction has two stages: each program reduces its chunk for each
@@ -13,22 +13,22 @@ Means and sums of squared deviations are built by Welford's update and merged by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from storyloom_kernels.aot import Variant
+from storyloom_kernels.fused.variants import Variant
 
 MERGE_BLOCK = 1024  # partial moments of a step of `merge_moments_kernel`, at most
 
 
 @triton.jit
-def _of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE: tl.constexpr, BC: tl.constexpr):
+def of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE: tl.constexpr, BC: tl.constexpr):
     """Mean and 1 / deviation of the groups of the channels `c` [BC], their scale and shift: [BC, 1], float32."""
     channel = c < channels
     group = row * groups + c // (channels // groups)
@@ -41,15 +41,6 @@ def _of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE: tl.
         w = tl.full([BC], 1.0, tl.float32)
         b = tl.zeros([BC], tl.float32)
     return centre[:, None], scale[:, None], w[:, None], b[:, None]
-
-
-@triton.jit
-def _through_silu(dy, y, SILU: tl.constexpr):
-    """The gradient in front of the activation, whose input was `y`."""
-    if SILU:
-        gate = tl.sigmoid(y)
-        dy = dy * gate * (1 + y * (1 - gate))
-    return dy
 
 
 @triton.jit
@@ -160,7 +151,7 @@ def normalise_kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     channel = c < channels
     first = tl.program_id(0) * CHUNK
-    centre, scale, w, b = _of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE, BC)
+    centre, scale, w, b = of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE, BC)
     x_base = x + row * x_row + c.to(tl.int64)[:, None] * x_channel
     o_base = out + row * o_row + c.to(tl.int64)[:, None] * o_channel
     for start in range(first, tl.minimum(first + CHUNK, positions), BN):
@@ -173,133 +164,6 @@ def normalise_kernel(
         tl.store(o_base + n * o_pos, y.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
-def gradient_sums_kernel(
-    dy,  # [B, C, N] by strides
-    x,
-    mean,  # float32 [B, groups]
-    rstd,
-    weight,  # [C], where AFFINE
-    bias,
-    sums,  # float32 [2, B, C, chunks]: of the gradient before SiLU, and of that times the normalised input
-    d_row, d_channel, d_pos,  # strides, in elements
-    x_row, x_channel, x_pos,
-    channels,
-    positions,
-    groups,
-    chunks,
-    AFFINE: tl.constexpr,
-    SILU: tl.constexpr,
-    BC: tl.constexpr,  # see `moments_kernel`
-    BN: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    channel = c < channels
-    first = tl.program_id(0) * CHUNK
-    centre, scale, w, b = _of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE, BC)
-    d_base = dy + row * d_row + c.to(tl.int64)[:, None] * d_channel
-    x_base = x + row * x_row + c.to(tl.int64)[:, None] * x_channel
-    plain = tl.zeros([BC, BN], tl.float32)
-    weighted = tl.zeros([BC, BN], tl.float32)
-    for start in range(first, tl.minimum(first + CHUNK, positions), BN):
-        n = (start + tl.arange(0, BN)).to(tl.int64)[None, :]
-        there = channel[:, None] & (n < positions)
-        value = tl.load(x_base + n * x_pos, mask=there, other=0.0).to(tl.float32)
-        gradient = tl.load(d_base + n * d_pos, mask=there, other=0.0).to(tl.float32)
-        normal = (value - centre) * scale
-        gradient = _through_silu(gradient, normal * w + b, SILU)
-        plain += tl.where(there, gradient, 0.0)
-        weighted += tl.where(there, gradient * normal, 0.0)
-    place = (row * channels + c) * chunks + tl.program_id(0)
-    second = tl.num_programs(2).to(tl.int64) * channels * chunks
-    tl.store(sums + place, tl.sum(plain, 1), mask=channel)
-    tl.store(sums + second + place, tl.sum(weighted, 1), mask=channel)
-
-
-@triton.jit
-def merge_gradient_sums_kernel(
-    sums,  # float32 [2, B, C, chunks], see `gradient_sums_kernel`
-    weight,  # [C], where AFFINE
-    by_channel,  # float32 [2, B, C]: the sums over all positions
-    by_group,  # float32 [2, B, groups]: these times the weight, summed over the channels of a group
-    channels,
-    groups,
-    chunks,
-    AFFINE: tl.constexpr,
-    BC: tl.constexpr,  # channels of a step
-    BLOCK: tl.constexpr,  # chunks of a step
-):
-    row, group = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    width = channels // groups
-    rows = tl.num_programs(1).to(tl.int64)
-    for which in tl.static_range(2):
-        total = tl.zeros([BC], tl.float32)
-        for offset in range(0, width, BC):
-            inside = offset + tl.arange(0, BC)
-            channel = inside < width
-            place = (which * rows + row) * channels + group * width + inside
-            parts = tl.zeros([BC, BLOCK], tl.float32)
-            for start in range(0, chunks, BLOCK):
-                chunk = start + tl.arange(0, BLOCK)
-                there = channel[:, None] & (chunk < chunks)[None, :]
-                parts += tl.load(sums + place[:, None] * chunks + chunk[None, :], mask=there, other=0.0)
-            part = tl.sum(parts, 1)
-            tl.store(by_channel + place, part, mask=channel)
-            if AFFINE:
-                part *= tl.load(weight + group * width + inside, mask=channel, other=0.0).to(tl.float32)
-            total += part
-        tl.store(by_group + (which * rows + row) * groups + group, tl.sum(total, 0))
-
-
-@triton.jit
-def input_gradient_kernel(
-    dy,  # [B, C, N] by strides
-    x,
-    dx,
-    mean,  # float32 [B, groups]
-    rstd,
-    weight,  # [C], where AFFINE
-    bias,
-    by_group,  # float32 [2, B, groups], see `merge_gradient_sums_kernel`
-    d_row, d_channel, d_pos,  # strides, in elements
-    x_row, x_channel, x_pos,
-    o_row, o_channel, o_pos,
-    channels,
-    positions,
-    groups,
-    AFFINE: tl.constexpr,
-    SILU: tl.constexpr,
-    BC: tl.constexpr,  # see `moments_kernel`
-    BN: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    channel = c < channels
-    first = tl.program_id(0) * CHUNK
-    centre, scale, w, b = _of_channels(mean, rstd, weight, bias, row, c, channels, groups, AFFINE, BC)
-    width = channels // groups
-    group = row * groups + c // width
-    second = tl.num_programs(2).to(tl.int64) * groups
-    members = (width * positions).to(tl.float32)
-    plain = tl.load(by_group + group, mask=channel, other=0.0) / members
-    weighted = tl.load(by_group + second + group, mask=channel, other=0.0) / members
-    d_base = dy + row * d_row + c.to(tl.int64)[:, None] * d_channel
-    x_base = x + row * x_row + c.to(tl.int64)[:, None] * x_channel
-    o_base = dx + row * o_row + c.to(tl.int64)[:, None] * o_channel
-    for start in range(first, tl.minimum(first + CHUNK, positions), BN):
-        n = (start + tl.arange(0, BN)).to(tl.int64)[None, :]
-        there = channel[:, None] & (n < positions)
-        value = tl.load(x_base + n * x_pos, mask=there, other=0.0).to(tl.float32)
-        gradient = tl.load(d_base + n * d_pos, mask=there, other=0.0).to(tl.float32)
-        normal = (value - centre) * scale
-        gradient = _through_silu(gradient, normal * w + b, SILU) * w
-        gradient = (gradient - plain[:, None] - normal * weighted[:, None]) * scale
-        tl.store(o_base + n * o_pos, gradient.to(dx.dtype.element_ty), mask=there)
-
-
 class Tiling(NamedTuple):
     """How a row [C, N] is cut."""
 
@@ -307,6 +171,14 @@ class Tiling(NamedTuple):
     positions: int  # of a tile
     chunk: int  # positions of a program
     warps: int
+
+    @property
+    def blocks(self) -> dict[str, Any]:
+        """The constants of a kernel that goes through a row."""
+        return {"BC": self.channels, "BN": self.positions, "CHUNK": self.chunk}
+
+
+Kernels: TypeAlias = Callable[[Tiling, int, int], list[tuple[Any, dict[str, Any]]]]
 
 
 def choose_tiling(channels: int, positions: int, channels_last: bool) -> Tiling:
@@ -327,14 +199,14 @@ def choose_tiling(channels: int, positions: int, channels_last: bool) -> Tiling:
     return Tiling(tile_channels, tile_positions, chunk, 4)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """A tensor as [B, C, N]: its strides in elements, and the tensor that they belong to."""
 
     tensor: Tensor
     strides: tuple[int, int, int]
 
 
-def _rows(x: Tensor) -> _Rows:
+def as_rows(x: Tensor) -> Rows:
     """Flattens the spatial dimensions; copies where no single stride can step through them."""
     rows, channels = x.shape[:2]
     positions = x.shape[2:].numel()
@@ -344,10 +216,10 @@ def _rows(x: Tensor) -> _Rows:
         x = x.contiguous()
         flat = x.view(rows, channels, positions)
     # The stride of a single row is arbitrary, and must not decide how Triton specialises the kernel.
-    return _Rows(x, (flat.stride(0) if rows > 1 else channels * positions, flat.stride(1), flat.stride(2)))
+    return Rows(x, (flat.stride(0) if rows > 1 else channels * positions, flat.stride(1), flat.stride(2)))
 
 
-def _tiling(x: _Rows) -> tuple[Tiling, tuple[int, int, int], int, int, int]:
+def tiling_of(x: Rows) -> tuple[Tiling, tuple[int, int, int], int, int, int]:
     """The tiling, its grid, and rows, channels and positions."""
     rows, channels = x.tensor.shape[:2]
     positions = x.tensor.shape[2:].numel()
@@ -378,86 +250,35 @@ def group_norm_silu(
     """
     if x.shape[1] % groups or (weight is None) != (bias is None):
         raise ValueError(f"groups must divide C, weight and bias come together; got {groups} for {list(x.shape)}")
-    mean, rstd = _scratch(x, x.shape[0], groups), _scratch(x, x.shape[0], groups)
+    mean, rstd = scratch(x, x.shape[0], groups), scratch(x, x.shape[0], groups)
     if x.numel() == 0:
         return torch.empty_like(x), mean.zero_(), rstd.zero_()
-    source = _rows(x)
-    tiling, grid, rows, channels, positions = _tiling(source)
+    source = as_rows(x)
+    tiling, grid, rows, channels, positions = tiling_of(source)
     chunks = grid[0]
     # Not two parts of one tensor: the alignment of the second, and so the order of its sums, would follow the batch.
-    means, squares = _scratch(x, rows, channels, chunks), _scratch(x, rows, channels, chunks)
-    blocks = {"BC": tiling.channels, "BN": tiling.positions, "CHUNK": tiling.chunk, "num_warps": tiling.warps}
+    means, squares = scratch(x, rows, channels, chunks), scratch(x, rows, channels, chunks)
+    blocks = tiling.blocks | {"num_warps": tiling.warps}
     moments_kernel[grid](source.tensor, means, squares, *source.strides, channels, positions, chunks, **blocks)
     merge_moments_kernel[(rows * groups,)](
         means, squares, mean, rstd, channels // groups, positions, chunks, eps,
         CHUNK=tiling.chunk, BLOCK=_moments_block(channels // groups, chunks), num_warps=4,
     )  # fmt: skip
     result = torch.empty_like(x)
-    out = _rows(result)
+    out = as_rows(result)
     normalise_kernel[grid](
         source.tensor, out.tensor, mean, rstd, weight, bias, *source.strides, *out.strides, channels, positions, groups,
         AFFINE=weight is not None, SILU=silu, **blocks,
     )  # fmt: skip
-    return _returned(result, out), mean, rstd
+    return returned(result, out), mean, rstd
 
 
-def group_norm_silu_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    silu: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of ``group_norm_silu``.
-
-    Args:
-        dy: gradient of the result, in its shape.
-        x, groups, weight, bias, silu: as in the forward pass.
-        mean, rstd: what the forward pass returned.
-
-    Returns:
-        The gradients of ``x``, in its dtype and order in memory, and of ``weight`` and ``bias``, in theirs.
-    """
-    if x.numel() == 0:
-        d_weight, d_bias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
-        return torch.empty_like(x), d_weight, d_bias
-    source, upstream = _rows(x), _rows(dy)
-    tiling, grid, rows, channels, positions = _tiling(source)
-    chunks = grid[0]
-    affine = weight is not None
-    blocks = {"BC": tiling.channels, "BN": tiling.positions, "CHUNK": tiling.chunk, "num_warps": tiling.warps}
-    sums = _scratch(x, 2, rows, channels, chunks)
-    gradient_sums_kernel[grid](
-        upstream.tensor, source.tensor, mean, rstd, weight, bias, sums, *upstream.strides, *source.strides,
-        channels, positions, groups, chunks, AFFINE=affine, SILU=silu, **blocks,
-    )  # fmt: skip
-    by_channel, by_group = _scratch(x, 2, rows, channels), _scratch(x, 2, rows, groups)
-    merge_gradient_sums_kernel[(groups, rows)](
-        sums, weight, by_channel, by_group, channels, groups, chunks, AFFINE=affine,
-        **_sums_blocks(channels // groups, chunks), num_warps=4,
-    )  # fmt: skip
-    result = torch.empty_like(x)
-    dx = _rows(result)
-    input_gradient_kernel[grid](
-        upstream.tensor, source.tensor, dx.tensor, mean, rstd, weight, bias, by_group,
-        *upstream.strides, *source.strides, *dx.strides, channels, positions, groups,
-        AFFINE=affine, SILU=silu, **blocks,
-    )  # fmt: skip
-    if weight is None or bias is None:
-        return _returned(result, dx), None, None
-    d_bias, d_weight = (part.sum(dim=0) for part in by_channel)
-    return _returned(result, dx), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
-
-
-def _returned(result: Tensor, written: _Rows) -> Tensor:
+def returned(result: Tensor, written: Rows) -> Tensor:
     """``result`` with what was written through its rows, which are a copy where they could not be flattened."""
     return result if written.tensor is result else result.copy_(written.tensor)
 
 
-def _scratch(x: Tensor, *shape: int) -> Tensor:
+def scratch(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
@@ -466,12 +287,11 @@ def _moments_block(width: int, chunks: int) -> int:
     return min(MERGE_BLOCK, max(128, block))
 
 
-def _sums_blocks(width: int, chunks: int) -> dict[str, int]:
-    return {"BC": min(16, triton.next_power_of_2(width)), "BLOCK": min(128, triton.next_power_of_2(chunks))}
+def layer_variants(kernels: Kernels) -> Iterator[Variant]:
+    """Kernels of K4 at layers of the UNet and of the VAE, in both orders in memory.
 
-
-def variants(architecture: int) -> Iterator[Variant]:
-    """What is compiled ahead of time: layers of the UNet and of the VAE, in both orders in memory."""
+    `kernels` gives, for a tiling, the channels of a group and the chunks of a channel, each kernel and its constants.
+    """
     types = dict.fromkeys(("x", "out", "dy", "dx", "weight", "bias"), "*bf16")
     types |= dict.fromkeys(("means", "squares", "mean", "rstd", "sums", "by_channel", "by_group"), "*fp32")
     types["eps"] = "fp32"
@@ -479,26 +299,29 @@ def variants(architecture: int) -> Iterator[Variant]:
     for (channels, positions), channels_last in product(((320, 4096), (128, 1 << 20)), (False, True)):
         tiling = choose_tiling(channels, positions, channels_last)
         chunks = triton.cdiv(positions, tiling.chunk)
-        width = channels // groups
-        blocks = {"BC": tiling.channels, "BN": tiling.positions, "CHUNK": tiling.chunk}
-        rule = {"AFFINE": True, "SILU": True}
-        for kernel, constants in (
-            (moments_kernel, blocks),
-            (merge_moments_kernel, {"CHUNK": tiling.chunk, "BLOCK": _moments_block(width, chunks)}),
-            (normalise_kernel, blocks | rule),
-            (gradient_sums_kernel, blocks | rule),
-            (merge_gradient_sums_kernel, {"AFFINE": True} | _sums_blocks(width, chunks)),
-            (input_gradient_kernel, blocks | rule),
-        ):
-            side_by_side = "channel" if channels_last else "pos"
-            strides = {f"{tensor}_{axis}" for tensor in "xdo" for axis in ("row", "channel", "pos")}
-            ones = {f"{tensor}_{side_by_side}" for tensor in "xdo"} | ({"chunks"} if chunks == 1 else set())
-            aligned = (
-                strides | {"channels", "positions", "groups"} | ({"chunks"} if chunks % 16 == 0 else set())
-            ) - ones
+        side_by_side = "channel" if channels_last else "pos"
+        strides = {f"{tensor}_{axis}" for tensor in "xdo" for axis in ("row", "channel", "pos")}
+        ones = {f"{tensor}_{side_by_side}" for tensor in "xdo"} | ({"chunks"} if chunks == 1 else set())
+        aligned = strides | {"channels", "positions", "groups"} | ({"chunks"} if chunks % 16 == 0 else set())
+        for kernel, constants in kernels(tiling, channels // groups, chunks):
             yield Variant(
                 f"group_norm.{kernel.__name__.removesuffix('_kernel')} {channels}x{positions} {side_by_side}", kernel,
                 {name: kind for name, kind in types.items() if name in kernel.arg_names},
                 constants | {name: 1 for name in ones if name in kernel.arg_names},
-                tuple(name for name in kernel.arg_names if name in aligned), tiling.warps, 2,
+                tuple(name for name in kernel.arg_names if name in aligned - ones), tiling.warps, 2,
             )  # fmt: skip
+
+
+def _forward_kernels(tiling: Tiling, width: int, chunks: int) -> list[tuple[Any, dict[str, Any]]]:
+    merge = {"CHUNK": tiling.chunk, "BLOCK": _moments_block(width, chunks)}
+    rule = {"AFFINE": True, "SILU": True}
+    return [
+        (moments_kernel, tiling.blocks),
+        (merge_moments_kernel, merge),
+        (normalise_kernel, tiling.blocks | rule),
+    ]
+
+
+def variants(architecture: int) -> Iterator[Variant]:
+    """What is compiled ahead of time."""
+    return layer_variants(_forward_kernels)

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from storyloom_kernels.implementations import width_obstacle
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -20,8 +22,8 @@ def split_width(width: int) -> tuple[int, int]:
     Raises:
         ValueError: the kernels do not hold heads of this width.
     """
-    if width % 8 or not 16 <= width <= 256:
-        raise ValueError(f"the Triton kernels take head dimensions of 16 to 256 in steps of 8; got {width}")
+    if obstacle := width_obstacle(width):
+        raise ValueError(f"the Triton kernels cannot run: {obstacle}")
     first = 1 << (width.bit_length() - 1)
     rest = width - first
     return first, 0 if rest == 0 else max(16, triton.next_power_of_2(rest))
@@ -29,9 +31,14 @@ def split_width(width: int) -> tuple[int, int]:
 
 def readable(values: Tensor) -> Tensor:
     """A tensor that the kernels can read: d side by side, all else in multiples of 8; copied if need be."""
-    strides = values.stride()
-    fits = strides[-1] == 1 and all(stride % 8 == 0 for stride in strides[:-1]) and values.data_ptr() % 16 == 0
+    strides = [stride for size, stride in zip(values.shape[:-1], values.stride()[:-1], strict=True) if size > 1]
+    fits = values.stride(-1) == 1 and all(stride % 8 == 0 for stride in strides)
     return values if fits else values.clone(memory_format=torch.contiguous_format)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Of rows, heads and positions of each."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
 @triton.jit
@@ -87,3 +94,23 @@ def dot_rows(a0, a1, b0, b1, D1: tl.constexpr):
     if D1 > 0:
         product = tl.dot(a1, tl.trans(b1), product, input_precision="tf32x3")
     return product
+
+
+@triton.jit
+def zero_rows(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """A sum of rows that has nothing in it yet, float32."""
+    x0 = tl.zeros([ROWS, D0], tl.float32)
+    x1 = x0
+    if D1 > 0:
+        x1 = tl.zeros([ROWS, D1], tl.float32)
+    return x0, x1
+
+
+@triton.jit
+def add_product(sum0, sum1, p, x0, x1, D1: tl.constexpr):
+    """Adds [m, n] times rows [n, d], in the dtype of the rows."""
+    p = p.to(x0.dtype)
+    sum0 = tl.dot(p, x0, sum0, input_precision="tf32x3")
+    if D1 > 0:
+        sum1 = tl.dot(p, x1, sum1, input_precision="tf32x3")
+    return sum0, sum1
