@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from storyloom_kernels.bank import compact
 from storyloom_kernels.layout import GroupLayout
-from storyloom_kernels.reference import attention_maps
+from storyloom_kernels.reference import attention_maps, identity_streams
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layout: GroupLayout) -> Tensor:
@@ -141,18 +141,9 @@ def sdpa_identity(
 ) -> tuple[Tensor, Tensor]:
     """K2 unfused: `scaled_dot_product_attention` for the text and for each stream, and `attention_maps`."""
     out = F.scaled_dot_product_attention(q, k, v)
-    slot = torch.arange(id_k.shape[2], device=q.device)
-    begin = torch.zeros_like(stream_ends[:, :1])
-    for stream in range(stream_ends.shape[1]):
-        end = stream_ends[:, stream, None]
-        own = (slot >= begin) & (slot < end)
-        filled = own.any(1, keepdim=True)
-        said = F.scaled_dot_product_attention(q, id_k, id_v, attn_mask=(own | ~filled)[:, None, None])
-        weight = (
-            scale[:, stream, None] * filled if region is None else scale[:, stream, None] * filled * region[:, stream]
-        )
-        out = out + weight[:, None, :, None].to(q.dtype) * said
-        begin = end
+    precise = torch.promote_types(q.dtype, torch.float32)
+    for seen, weight in identity_streams(id_k.shape[2], stream_ends, scale, region, precise):
+        out = out + weight.to(q.dtype) * F.scaled_dot_product_attention(q, id_k, id_v, attn_mask=seen)
     if token_mask is None:
         token_mask = k.new_zeros(k.shape[0], 0, k.shape[2])
     return out, attention_maps(q, k, token_mask)

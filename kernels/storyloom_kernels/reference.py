@@ -7,6 +7,7 @@ the Storynizor paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -138,20 +139,36 @@ def identity_cross_attention(
         token_mask = k.new_zeros(k.shape[0], 0, k.shape[2])
     maps = _maps(probabilities, token_mask)
     out = (probabilities.to(v.dtype) @ v).to(probabilities.dtype)
+    for seen, weight in identity_streams(id_k.shape[2], stream_ends, scale, region, out.dtype):
+        out = out + weight * (_probabilities(q, id_k, seen).to(id_v.dtype) @ id_v)
+    return out.to(q.dtype), maps
+
+
+def identity_streams(
+    tokens: int, stream_ends: Tensor, scale: Tensor, region: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each stream of ``identity_cross_attention`` sees of the S tokens, and what it counts.
+
+    Args:
+        tokens: S.
+        stream_ends, scale, region: see ``identity_cross_attention``.
+        dtype: of the weights.
+
+    Yields:
+        For each of the C streams, bool [R, 1, 1, S] and the weight [R, 1, N, 1], or [R, 1, 1, 1] without a region.
+    """
+    slot = torch.arange(tokens, device=stream_ends.device)
     begin = torch.zeros_like(stream_ends[:, :1])
-    slot = torch.arange(id_k.shape[2], device=q.device)
     for stream in range(stream_ends.shape[1]):
         end = stream_ends[:, stream, None]
         own = (slot >= begin) & (slot < end)
         filled = own.any(1, keepdim=True)
-        # A softmax without a key is NaN, and so is its gradient: an empty stream sees all keys and then counts nothing.
-        identity = _probabilities(q, id_k, (own | ~filled)[:, None, None])
-        weight = (scale[:, stream, None] * filled).to(out.dtype)
+        weight = scale[:, stream, None].to(dtype) * filled
         if region is not None:
-            weight = weight * region[:, stream].to(out.dtype)
-        out = out + weight[:, None, :, None] * (identity.to(id_v.dtype) @ id_v)
+            weight = weight * region[:, stream].to(dtype)
+        # A softmax without a key is NaN, and so is its gradient: an empty stream sees all keys and then counts nothing.
+        yield (own | ~filled)[:, None, None], weight[:, None, :, None]
         begin = end
-    return out.to(q.dtype), maps
 
 
 def check_identity(

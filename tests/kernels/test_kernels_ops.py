@@ -8,9 +8,9 @@ from torch import Tensor
 
 from storyloom_kernels import foreground, group_norm_silu, identity_cross_attention, ops, reference
 from storyloom_kernels.implementations import triton_obstacle
+from tests.kernels.launchers import DEVICE
 
 pytest.importorskip("triton")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     triton_obstacle(torch.zeros(1, device=DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
 )
