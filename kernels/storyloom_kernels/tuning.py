@@ -1,7 +1,9 @@
 """The frozen tuning table: which tiles the kernels use, by architecture, head dimension and size of the layer.
 
-Nothing is timed while serving: a result never depends on a machine's mood. `tuning.json` is made by
-`python -m storyloom_kernels.tune` on a GPU; what it does not list falls back to the nearest older architecture.
+Nothing is timed while serving: a result never depends on a machine's mood. What `tuning.json` does not list falls back
+to the nearest older architecture. Its entries are chosen by what the compiler says of registers and shared memory;
+`python -m storyloom_kernels.tune` makes them by time, and has not been run on a GPU yet. `made_by` in the file says
+where they are from.
 """
 
 from __future__ import annotations
