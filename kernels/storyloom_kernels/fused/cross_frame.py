@@ -49,17 +49,21 @@ def _attend(
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(p, 1)
     v0, v1 = load_rows(v_base, v_offsets, keep, D, D0, D1, ALL)
-    acc0, acc1 = add_product(acc0 * shrink[:, None], acc1 * shrink[:, None], p, v0, v1, D1)
+    p = p.to(v0.dtype)  # before the sums are scaled, which takes fewer registers
+    acc0 *= shrink[:, None]
+    if D1 > 0:
+        acc1 *= shrink[:, None]
+    acc0, acc1 = add_product(acc0, acc1, p, v0, v1, D1)
     return higher, total, acc0, acc1
 
 
 @triton.jit
-def _bank_range(offsets, bounds, row, PART: tl.constexpr):
-    """Slots of the bank that a row sees: before its own (part 0) and after them (part 1)."""
+def _bank_range(offsets, first, row, last, PART: tl.constexpr):
+    """Slots of the bank that a row of the group [first, last) sees: before its own (part 0) and after them (part 1)."""
     if PART == 0:
-        begin, end = tl.load(offsets + tl.load(bounds + 2 * row)), tl.load(offsets + row)
+        begin, end = tl.load(offsets + first), tl.load(offsets + row)
     else:
-        begin, end = tl.load(offsets + row + 1), tl.load(offsets + tl.load(bounds + 2 * row + 1))
+        begin, end = tl.load(offsets + row + 1), tl.load(offsets + last)
     return begin, end
 
 
@@ -67,9 +71,9 @@ def _bank_range(offsets, bounds, row, PART: tl.constexpr):
 def _bank_offsets(index, slot, keep, positions, k_row, k_pos, v_row, v_pos):
     """Where the keys and values of slots begin, in elements from those of their head in the first row."""
     place = tl.load(index + slot, mask=keep, other=0)
-    row = (place // positions).to(tl.int64)
-    key = place % positions
-    return row * k_row + key * k_pos, row * v_row + key * v_pos
+    row = place // positions
+    key = place - row * positions
+    return row.to(tl.int64) * k_row + key * k_pos, row.to(tl.int64) * v_row + key * v_pos
 
 
 @triton.jit
@@ -114,9 +118,10 @@ def forward_kernel(
             D, D0, D1, EVEN,
         )  # fmt: skip
 
+    first, last = tl.load(bounds + 2 * row), tl.load(bounds + 2 * row + 1)
     k_head_base, v_head_base = k + tl.multiple_of(head * k_head, 8), v + tl.multiple_of(head * v_head, 8)
     for part in tl.static_range(2):
-        begin, end = _bank_range(offsets, bounds, row, part)
+        begin, end = _bank_range(offsets, first, row, last, part)
         for start in range(begin, end, BN):
             slot = start + tl.arange(0, BN)
             keep = slot < end
@@ -189,9 +194,10 @@ def query_gradient_kernel(
             scale, D, D0, D1, EVEN,
         )  # fmt: skip
 
+    first, last = tl.load(bounds + 2 * row), tl.load(bounds + 2 * row + 1)
     k_head_base, v_head_base = k + tl.multiple_of(head * k_head, 8), v + tl.multiple_of(head * v_head, 8)
     for part in tl.static_range(2):
-        begin, end = _bank_range(offsets, bounds, row, part)
+        begin, end = _bank_range(offsets, first, row, last, part)
         for start in range(begin, end, BN):
             slot = start + tl.arange(0, BN)
             keep = slot < end
@@ -220,9 +226,14 @@ def _key_gradient(
         log_sum = tl.load(lse + stats + n, mask=there, other=float("inf"))
         inner = tl.load(delta + stats + n, mask=there, other=0.0)
         p = tl.exp2(dot_rows(k0, k1, q0, q1, D1) * scale - log_sum[None, :])
-        ds = p * (dot_rows(v0, v1, do0, do1, D1) - inner[None, :])
-        dv0, dv1 = add_product(dv0, dv1, p, do0, do1, D1)
-        dk0, dk1 = add_product(dk0, dk1, ds, q0, q1, D1)
+        ds = (p * (dot_rows(v0, v1, do0, do1, D1) - inner[None, :])).to(q0.dtype)
+        p = p.to(do0.dtype)
+        # `add_product` twice, but in an order that takes fewer registers on some architectures.
+        dv0 = tl.dot(p, do0, dv0, input_precision="tf32x3")
+        dk0 = tl.dot(ds, q0, dk0, input_precision="tf32x3")
+        if D1 > 0:
+            dv1 = tl.dot(p, do1, dv1, input_precision="tf32x3")
+            dk1 = tl.dot(ds, q1, dk1, input_precision="tf32x3")
     return dk0, dk1, dv0, dv1
 
 
