@@ -83,25 +83,38 @@ def flex_keys(values: Tensor, places: Tensor) -> Tensor:
     return torch.cat((flat, flat[:, places]), dim=1)[None]
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layout: GroupLayout) -> Tensor:
-    """FlexAttention; compiled where there is a GPU.
+def flex_block(positions: int) -> int:
+    """The largest block that FlexAttention can take for layers of N positions.
 
     Raises:
         ValueError: N is not a multiple of 16.
     """
-    from torch.nn.attention.flex_attention import flex_attention
-
-    rows, heads, positions, width = q.shape
     block = next((size for size in (128, 64, 32, 16) if positions % size == 0), None)
     if block is None:
         raise ValueError(f"FlexAttention takes layers whose positions are a multiple of 16; got {positions}")
-    block_mask, places = flex_block_mask(mask, layout, block)
+    return block
+
+
+def flex_with(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, places: Tensor) -> Tensor:
+    """FlexAttention with what `flex_block_mask` made; compiled where there is a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    rows, heads, positions, width = q.shape
     run: Any = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
     out: Tensor = run(
         q.transpose(0, 1).reshape(1, heads, rows * positions, width), flex_keys(k, places), flex_keys(v, places),
         block_mask=block_mask,
     )  # fmt: skip
     return out.view(heads, rows, positions, width).transpose(0, 1)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layout: GroupLayout) -> Tensor:
+    """FlexAttention, with its block mask built in the call.
+
+    Raises:
+        ValueError: N is not a multiple of 16.
+    """
+    return flex_with(q, k, v, *flex_block_mask(mask, layout, flex_block(q.shape[2])))
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, layout: GroupLayout) -> Tensor:
