@@ -22,6 +22,10 @@ class Layer:
     heads: int
     width: int
 
+    @property
+    def label(self) -> str:
+        return f"{self.model} N={self.positions} d={self.width}"
+
 
 LAYERS = (
     Layer("SDXL 1024", 4096, 10, 64),
@@ -31,6 +35,7 @@ LAYERS = (
     Layer("SD 1.5 768", 2304, 8, 80),
     Layer("SD 1.5 768", 576, 8, 160),
 )
+"""Those that carry K1's aims, SDXL's, come first."""
 FRAMES = (4, 8, 16)
 SMOKE_LAYERS = (Layer("smoke", 32, 2, 16),)
 

@@ -1,25 +1,14 @@
-"""A whole UNet step in the shape of SDXL, with random weights: AMSA in all layers against the plain UNet.
-
-Prints, last, the time of the first as a multiple of the second's.
-"""
+"""A whole UNet step in the shape of SDXL, with random weights: AMSA in all layers against the plain UNet."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
-from benchmarks.kernels.timing import measure
-from storyloom_kernels import GroupLayout
-from storyloom_model.attention import StoryAttention, install_story_attention
-from storyloom_model.fusion import fuse_group_norms
-from storyloom_model.maps import ForegroundRule
+from benchmarks.kernels.records import FORWARD, Case, Record, results
 
 SDXL: dict[str, Any] = {
     "sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
@@ -33,22 +22,29 @@ SMOKE: dict[str, Any] = SDXL | {
     "sample_size": 16, "block_out_channels": (32, 32, 32), "transformer_layers_per_block": (1, 1, 1),
     "attention_head_dim": (2, 2, 2), "cross_attention_dim": 32,
 }  # fmt: skip
+PLAIN, PLAIN_FUSED, AMSA = "plain", "plain, K4", "AMSA, K4"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.kernels.unet", description=__doc__)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--smoke", action="store_true", help="a tiny UNet: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, help="folder for the results; default benchmarks/results/<device>")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def cases(config: dict[str, Any], frames: int, device: torch.device, repeats: int) -> Iterator[Case]:
+    yield Case("UNet", f"SDXL's form F={frames}", FORWARD, partial(_facts, config, frames, device, repeats))
+
+
+def _facts(config: dict[str, Any], frames: int, device: torch.device, repeats: int) -> Record:
+    try:
+        from diffusers import UNet2DConditionModel
+
+        from storyloom_kernels import GroupLayout
+        from storyloom_model.attention import StoryAttention, install_story_attention
+        from storyloom_model.fusion import fuse_group_norms
+        from storyloom_model.maps import ForegroundRule
+    except ImportError as error:  # a machine with a GPU may have torch and little else
+        return {"results": [{"name": AMSA, "error": f"{type(error).__name__}: {error}"}]}
+
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = SMOKE if options.smoke else SDXL
     torch.manual_seed(0)
     with device:
         unet = UNet2DConditionModel(**config).to(dtype).eval().requires_grad_(False)
-    frames, size = options.frames, config["sample_size"]
+    size = config["sample_size"]
     latents = torch.randn(frames, 4, size, size, device=device, dtype=dtype)
     text = torch.randn(frames, 77, config["cross_attention_dim"], device=device, dtype=dtype)
     time = torch.tensor(500, device=device)
@@ -61,25 +57,8 @@ def main() -> None:
         unet(latents, time, text, cross_attention_kwargs={"story": story})
 
     install_story_attention(unet)
+    plain, story = partial(step, crosses=False), partial(step, crosses=True)
     with torch.inference_mode():
-        plain = measure(lambda: step(crosses=False), device, options.repeats)
+        found = results({PLAIN: plain}, device, repeats)
         fuse_group_norms(unet)
-        fused = measure(lambda: step(crosses=False), device, options.repeats)
-        story = measure(lambda: step(crosses=True), device, options.repeats)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    result = {
-        "hardware": name, "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "frames": frames, "smoke": options.smoke, "plain": asdict(plain), "plain_fused_norms": asdict(fused),
-        "amsa": asdict(story), "ratio": story.milliseconds / plain.milliseconds,
-    }  # fmt: skip
-    out: Path = options.out or Path("benchmarks/results") / name.lower().replace(" ", "-")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "unet.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"plain {plain.milliseconds:.2f} ms, with fused norms {fused.milliseconds:.2f}, AMSA {story.milliseconds:.2f}"
-    )
-    print(f"a UNet step with AMSA in all layers takes {result['ratio']:.2f} times the plain UNet's time")
-
-
-if __name__ == "__main__":
-    main()
+        return {"results": found + results({PLAIN_FUSED: plain, AMSA: story}, device, repeats)}
