@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def save_package(
     for part in ("unet", "vae", "text_encoder"):
         module = getattr(components, part)
         (module if dtype is None else module.to(dtype)).save_pretrained(folder / part, safe_serialization=True)
+        _forget_origin(folder / part / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")
     components.scheduler.save_pretrained(folder / "scheduler")
     for name, weights in adapters.items():
@@ -98,3 +100,10 @@ def save_package(
         save_file(kept, file)
     write_manifest(folder, manifest)
     return ModelPackage.load(folder)
+
+
+def _forget_origin(config: Path) -> None:
+    """Drops the folder that a module was loaded from, which diffusers writes down: it means nothing elsewhere."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

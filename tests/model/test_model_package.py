@@ -93,6 +93,14 @@ def test_a_saved_package_makes_the_same_pictures(tmp_path: Path, tiny_package: P
     assert picture(Denoiser.load(copy.folder)) == picture(denoiser)
 
 
+def test_a_saved_package_does_not_say_where_it_was_loaded_from(tmp_path: Path, tiny_package: Path) -> None:
+    package = ModelPackage.load(tiny_package)
+    adapters = {name: load_file(package.adapter_file(name)) for name in package.manifest.adapters}
+    copy = save_package(tmp_path / "copy", package.manifest, load_components(package), adapters)
+    for file in copy.folder.rglob("*.json"):
+        assert str(tiny_package) not in file.read_text(), file
+
+
 def test_half_precision_storage_loads_as_asked(tmp_path: Path, tiny_package: Path) -> None:
     package = ModelPackage.load(tiny_package)
     manifest = Manifest.model_validate(
