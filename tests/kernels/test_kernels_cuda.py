@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,16 +20,18 @@ from storyloom_kernels import (
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-DEVICE = "cuda"
+DEVICE = torch.device("cuda")
 ROWS, HEADS, POSITIONS = 6, 4, 576
 
 
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    torch.cuda.synchronize()
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Inside, an operation that makes the host wait for the device raises."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def draw(width: int, dtype: torch.dtype, count: int = 3) -> list[Tensor]:
@@ -58,20 +61,34 @@ def test_all_widths_and_dtypes_agree_with_the_definition(width: int, dtype: torc
         torch.testing.assert_close(made.float(), true, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_a_step_waits_for_nothing() -> None:
-    q, k, v = draw(64, torch.bfloat16)
-    torch.cuda.set_sync_debug_mode("default")
-    maps, bounds = torch.rand(ROWS, 2, POSITIONS, device=DEVICE), GroupLayout((4, 2)).bounds(torch.device(DEVICE))
-    step(q, k, v, maps, bounds)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    step(q, k, v, maps, bounds)
+def identity_arguments(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    ends = torch.tensor([[8, 24]] * ROWS, device=DEVICE, dtype=torch.int32)
+    scale, region = torch.rand(ROWS, 2, device=DEVICE), torch.rand(ROWS, 2, POSITIONS, device=DEVICE)
+    marks = torch.rand(ROWS, 2, 77, device=DEVICE) < 0.1
+    return q, k[:, :, :77], v[:, :, :77], k[:, :, 100:124], v[:, :, 100:124], ends, scale, region, marks
+
+
+def test_no_op_waits_for_the_device() -> None:
+    q, k, v, d_out = draw(64, torch.bfloat16, 4)
+    maps, bounds = torch.rand(ROWS, 2, POSITIONS, device=DEVICE), GroupLayout((4, 2)).bounds(DEVICE)
+    q.requires_grad_()
+    given = identity_arguments(q, k, v)
+
+    def all_ops() -> None:
+        crossed = step(q, k, v, maps, bounds)
+        identified, _ = identity_cross_attention(*given, implementation="triton")
+        normal = group_norm_silu(crossed + identified, HEADS, implementation="triton")  # R rows of H channels
+        torch.autograd.grad(normal, q, d_out)
+
+    all_ops()  # compiles
+    with waiting_is_an_error():
+        all_ops()
 
 
 def test_one_captured_graph_serves_other_masks_and_layouts() -> None:
     q, k, v = draw(64, torch.bfloat16)
     maps = torch.rand(ROWS, 2, POSITIONS, device=DEVICE)
-    bounds = GroupLayout((6,)).bounds(torch.device(DEVICE)).clone()
+    bounds = GroupLayout((6,)).bounds(DEVICE).clone()
     step(q, k, v, maps, bounds)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -79,7 +96,7 @@ def test_one_captured_graph_serves_other_masks_and_layouts() -> None:
         captured = step(q, k, v, maps, bounds)
     for frames in ((6,), (1, 2, 3), (2, 2, 2), (1,) * 6):
         maps.copy_(torch.rand_like(maps))
-        bounds.copy_(GroupLayout(frames).bounds(torch.device(DEVICE)))
+        bounds.copy_(GroupLayout(frames).bounds(DEVICE))
         graph.replay()
         mask = union(foreground(maps, implementation="reference"))
         expected = reference.cross_frame_attention(q.float(), k.float(), v.float(), mask, GroupLayout(frames))
@@ -89,16 +106,13 @@ def test_one_captured_graph_serves_other_masks_and_layouts() -> None:
 
 def test_it_compiles_whole() -> None:
     q, k, v = draw(64, torch.bfloat16)
-    maps, bounds = torch.rand(ROWS, 2, POSITIONS, device=DEVICE), GroupLayout((4, 2)).bounds(torch.device(DEVICE))
+    maps, bounds = torch.rand(ROWS, 2, POSITIONS, device=DEVICE), GroupLayout((4, 2)).bounds(DEVICE)
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(q, k, v, maps, bounds), step(q, k, v, maps, bounds))
 
 
 def test_identity_attention_and_norms_in_bfloat16() -> None:
     q, k, v = draw(64, torch.bfloat16)
-    ends = torch.tensor([[8, 24]] * ROWS, device=DEVICE, dtype=torch.int32)
-    scale, region = torch.rand(ROWS, 2, device=DEVICE), torch.rand(ROWS, 2, POSITIONS, device=DEVICE)
-    marks = torch.rand(ROWS, 2, 77, device=DEVICE) < 0.1
-    given = (q, k[:, :, :77], v[:, :, :77], k[:, :, 100:124], v[:, :, 100:124], ends, scale, region, marks)
+    given = identity_arguments(q, k, v)
     made = identity_cross_attention(*given, implementation="triton")
     true = reference.identity_cross_attention(*(x.float() if x.is_floating_point() else x for x in given))
     for one, other in zip(made, true, strict=True):
