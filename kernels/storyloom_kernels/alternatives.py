@@ -101,9 +101,12 @@ def flex_with(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, places: Tensor) 
 
     rows, heads, positions, width = q.shape
     run: Any = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+    block = block_mask.BLOCK_SIZE[0]
+    # The tiles of its forward, up to 128 by default, have to divide the blocks.
+    options = {"fwd_BLOCK_M": block, "fwd_BLOCK_N": block} if block < 128 else None
     out: Tensor = run(
         q.transpose(0, 1).reshape(1, heads, rows * positions, width), flex_keys(k, places), flex_keys(v, places),
-        block_mask=block_mask,
+        block_mask=block_mask, kernel_options=options,
     )  # fmt: skip
     return out.view(heads, rows, positions, width).transpose(0, 1)
 

@@ -93,7 +93,19 @@ def test_a_group_is_the_same_bits_in_any_company() -> None:
         assert torch.equal(together[rows], alone)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flex"])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        "sdpa",
+        "flex",
+        pytest.param(
+            "xformers",
+            marks=pytest.mark.skipif(
+                DEVICE.type == "cpu" or find_spec("xformers") is None, reason="needs xformers and a GPU"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize(("frames", "share"), [((3, 1, 2), 0.3), ((2,), 0.0), ((2, 2), 1.0), ((1,), 0.5)])
 def test_other_libraries_agree(implementation: str, frames: tuple[int, ...], share: float) -> None:
     layout = GroupLayout(frames)
