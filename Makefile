@@ -50,10 +50,10 @@ aot: $(VENV)/.dev  ## compile every kernel for every architecture and print what
 GPU_PYTHON ?= $(BIN)/python
 gpu: gpu-tests gpu-benchmarks  ## on a GPU: kernel tests, then benchmarks into benchmarks/results/
 
-# Side by side, since most of their time is the compiler's.
+# A process for each file, since most of their time is the compiler's.
 gpu-tests:
 	printf '%s\n' tests/kernels/test_*.py | \
-	    PYTHONPATH=kernels:model:. xargs -P 8 -n 1 $(GPU_PYTHON) -m pytest -q -m "not slow"
+	    PYTHONPATH=kernels:model:. xargs -P 16 -n 1 timeout 300 $(GPU_PYTHON) -m pytest -q -m "not slow"
 
 gpu-benchmarks:
 	PYTHONPATH=kernels:model:. $(GPU_PYTHON) -m benchmarks.kernels.run --seconds 240
