@@ -5,6 +5,7 @@ R rows, H heads, N positions, d head dimension.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,12 +96,17 @@ def flex_block(positions: int) -> int:
     return block
 
 
-def flex_with(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, places: Tensor) -> Tensor:
-    """FlexAttention with what `flex_block_mask` made; compiled where there is a GPU."""
+@cache
+def _flex_attention(*, compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+def flex_with(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, places: Tensor) -> Tensor:
+    """FlexAttention with what `flex_block_mask` made; compiled where there is a GPU."""
     rows, heads, positions, width = q.shape
-    run: Any = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+    run = _flex_attention(compiled=q.is_cuda)
     block = block_mask.BLOCK_SIZE[0]
     # The tiles of its forward, up to 128 by default, have to divide the blocks.
     options = {"fwd_BLOCK_M": block, "fwd_BLOCK_N": block} if block < 128 else None
