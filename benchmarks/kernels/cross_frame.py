@@ -31,7 +31,8 @@ def cases(layers: tuple[Layer, ...], frames: tuple[int, ...], device: torch.devi
         for count in frames:
             for mode in PASSES:
                 facts = partial(_facts, layer, count, mode, device, repeats)
-                yield Case("K1", f"{layer.label} F={count}", mode, facts)
+                about = {"width": layer.width, "frames": count}
+                yield Case("K1", f"{layer.label} F={count}", mode, about, facts)
 
 
 def _facts(layer: Layer, frames: int, mode: str, device: torch.device, repeats: int) -> Record:
@@ -51,10 +52,8 @@ def _facts(layer: Layer, frames: int, mode: str, device: torch.device, repeats: 
     calls["triton alone"] = _kernels_alone(mode, inputs, d_out, mask, layout)
     calls["varlen alone"] = _varlen_alone(mode, inputs, d_out, mask, layout)
     flops = useful_flops(layer, mask, layout)
-    return {
-        "frames": frames, "width": layer.width, "flops": flops if mode == FORWARD else (1 + BACKWARD_SHARE) * flops,
-        "results": results(calls, device, repeats),
-    }  # fmt: skip
+    done = flops if mode == FORWARD else (1 + BACKWARD_SHARE) * flops
+    return {"flops": done, "results": results(calls, device, repeats)}
 
 
 def _from_map(

@@ -68,7 +68,8 @@ def _memory(record: Record, rate: float) -> float | None:
 
 
 def _floor(record: Record, rate: float) -> float | None:
-    return ratio(measured(record, "triton"), 1000 * record["bytes"] / rate)
+    time = measured(record, "triton")
+    return None if time is None else time / (1000 * record["bytes"] / rate)
 
 
 def _step(record: Record, rate: float) -> float | None:

@@ -20,7 +20,7 @@ def cases(layers: tuple[Layer, ...], rows: int, device: torch.device, repeats: i
     for layer in layers:
         for mode in PASSES:
             facts = partial(_facts, layer, rows, mode, device, repeats)
-            yield Case("K2", f"{layer.label} rows={rows}", mode, facts)
+            yield Case("K2", f"{layer.label} rows={rows}", mode, {}, facts)
 
 
 def _facts(layer: Layer, rows: int, mode: str, device: torch.device, repeats: int) -> Record:

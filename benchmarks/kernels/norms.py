@@ -28,10 +28,10 @@ def cases(shapes: tuple[Shape, ...], device: torch.device, repeats: int) -> Iter
     for model, shape in shapes:
         for mode in PASSES:
             label = f"{model} {'x'.join(map(str, shape))}"
-            yield Case("K4", label, mode, partial(_facts, model, shape, mode, device, repeats))
+            yield Case("K4", label, mode, {"model": model}, partial(_facts, shape, mode, device, repeats))
 
 
-def _facts(model: str, shape: tuple[int, ...], mode: str, device: torch.device, repeats: int) -> Record:
+def _facts(shape: tuple[int, ...], mode: str, device: torch.device, repeats: int) -> Record:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x, d_out = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
     weight, bias = (torch.randn(shape[1], device=device, dtype=dtype) for _ in range(2))
@@ -46,4 +46,4 @@ def _facts(model: str, shape: tuple[int, ...], mode: str, device: torch.device, 
     calls = {name: run_pass(mode, forward, (x, weight, bias), (d_out,)) for name, forward in forwards.items()}
     # The input and the result; and for a backward the input, the gradient of the result and that of the input.
     moved = (2 if mode == FORWARD else 5) * number_of_bytes(x)
-    return {"model": model, "bytes": moved, "results": results(calls, device, repeats)}
+    return {"bytes": moved, "results": results(calls, device, repeats)}

@@ -19,15 +19,23 @@ PASSES = (FORWARD, TRAINING)
 
 @dataclass(frozen=True)
 class Case:
-    """One op, shape and pass. `facts` measures it, when called: `results` and what else the figures need."""
+    """One op, shape and pass. `facts` measures it, when called: `results` and what else the figures need.
+
+    `about` is what the aims ask of the shape.
+    """
 
     op: str
     shape: str
     mode: str
+    about: Record
     facts: Callable[[], Record]
 
     def record(self) -> Record:
-        return {"op": self.op, "shape": self.shape, "pass": self.mode, **self.facts()}
+        try:
+            facts = self.facts()
+        except Exception as error:  # noqa: BLE001 - one shape that cannot be set up must not cost the others
+            facts = {"results": [{"name": "all", "error": _told(error)}]}
+        return {"op": self.op, "shape": self.shape, "pass": self.mode, **self.about, **facts}
 
 
 def results(calls: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int) -> list[Record]:
@@ -41,7 +49,11 @@ def _attempt(call: Callable[[], Any], device: torch.device, repeats: int) -> Rec
     except Exception as error:  # noqa: BLE001 - a baseline that cannot run is a finding, and says why
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+        return {"error": _told(error)}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def training(forward: Callable[..., Any], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Any:

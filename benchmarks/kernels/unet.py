@@ -26,19 +26,17 @@ PLAIN, PLAIN_FUSED, AMSA = "plain", "plain, K4", "AMSA, K4"
 
 
 def cases(config: dict[str, Any], frames: int, device: torch.device, repeats: int) -> Iterator[Case]:
-    yield Case("UNet", f"SDXL's form F={frames}", FORWARD, partial(_facts, config, frames, device, repeats))
+    yield Case("UNet", f"SDXL's form F={frames}", FORWARD, {}, partial(_facts, config, frames, device, repeats))
 
 
 def _facts(config: dict[str, Any], frames: int, device: torch.device, repeats: int) -> Record:
-    try:
-        from diffusers import UNet2DConditionModel
+    # Not above: a machine with a GPU may have torch and little else.
+    from diffusers import UNet2DConditionModel
 
-        from storyloom_kernels import GroupLayout
-        from storyloom_model.attention import StoryAttention, install_story_attention
-        from storyloom_model.fusion import fuse_group_norms
-        from storyloom_model.maps import ForegroundRule
-    except ImportError as error:  # a machine with a GPU may have torch and little else
-        return {"results": [{"name": AMSA, "error": f"{type(error).__name__}: {error}"}]}
+    from storyloom_kernels import GroupLayout
+    from storyloom_model.attention import StoryAttention, install_story_attention
+    from storyloom_model.fusion import fuse_group_norms
+    from storyloom_model.maps import ForegroundRule
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)

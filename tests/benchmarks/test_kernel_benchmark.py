@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.kernels.figures import FIGURES
+from benchmarks.kernels.records import Case, Record
 from benchmarks.kernels.report import aims_table, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,16 @@ def test_an_aim_whose_rival_or_kernel_did_not_run_is_not_measured() -> None:
     lines = [line for line in aims_table(made["records"], 4e12) if "Flash varlen" in line]
     assert len(lines) == 4
     assert all("| not measured | at least 1x | - |" in line for line in lines)
+
+
+def test_a_shape_that_cannot_be_set_up_does_not_cost_the_others() -> None:
+    def out_of_memory() -> Record:
+        raise RuntimeError("out of memory")
+
+    record = Case("K1", "too large", "forward", {"width": 64, "frames": 16}, out_of_memory).record()
+    lines = aims_table([record, *result()["records"]], 4e12)
+    assert sum("too large" in line and "not measured" in line for line in lines) == 4
+    assert sum(" yes " in line for line in lines) > 4
 
 
 def test_the_report_says_what_could_not_run_and_what_was_left_out(tmp_path: Path) -> None:
