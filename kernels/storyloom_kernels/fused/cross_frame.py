@@ -29,8 +29,8 @@ from storyloom_kernels.fused.tiles import (
     strides,
     zero_rows,
 )
-from storyloom_kernels.fused.variants import WIDTHS, Variant
-from storyloom_kernels.tuning import SMALL, Tiles, size_class, tiles
+from storyloom_kernels.fused.variants import WIDTHS, Variant, each_tiles
+from storyloom_kernels.tuning import Tiles
 
 
 @triton.jit
@@ -382,15 +382,14 @@ def variants(architecture: int) -> Iterator[Variant]:
     )
     for width, (name, kernel, entry, extra) in product(WIDTHS, kernels):
         first, second = split_width(width)
-        choices = {tiles(f"cross_frame_{entry}", architecture, width, n): n for n in (SMALL, 4 * SMALL)}
-        for chosen, positions in choices.items():
+        for size, chosen in each_tiles(f"cross_frame_{entry}", architecture, width):
             aligned = [f"{tensor}_{axis}" for tensor in "qkvog" for axis in ("row", "pos")] + ["positions"]
             aligned += [f"{tensor}_head" for tensor in "qkvog"] if width % 16 == 0 else []
             constants = {"D": width, "D0": first, "D1": second, "EVEN": True}
             constants |= {"BM": chosen.queries, "BN": chosen.keys} | extra
             used = set(kernel.arg_names)
             yield Variant(
-                f"cross_frame.{name} d={width} {size_class(positions)}", kernel,
+                f"cross_frame.{name} d={width} {size}", kernel,
                 {argument: kind for argument, kind in types.items() if argument in used}, constants,
                 tuple(argument for argument in aligned if argument in used), chosen.warps, chosen.stages,
             )  # fmt: skip

@@ -29,8 +29,8 @@ from storyloom_kernels.fused.tiles import (
     strides,
     zero_rows,
 )
-from storyloom_kernels.fused.variants import WIDTHS, Variant
-from storyloom_kernels.tuning import SMALL, Tiles, tiles
+from storyloom_kernels.fused.variants import WIDTHS, Variant, each_tiles
+from storyloom_kernels.tuning import Tiles
 
 # `tl.dot` sums over 16 columns or more; token groups are padded to it.
 GROUPS: tl.constexpr = tl.constexpr(16)
@@ -256,7 +256,9 @@ HEADS = ("q", "k", "v", "id_k", "id_v", "out", "d_out", "d_q", "d_k", "d_v")
 FLOATS = ("weights", "region", "share", "lse", "id_lse", "maps", "d_maps", "inner", "id_inner")
 
 
-def variant(name: str, entry: str, kernel: Any, options: dict[str, Any], architecture: int, width: int) -> Variant:
+def each_variant(
+    name: str, entry: str, kernel: Any, options: dict[str, Any], architecture: int, width: int
+) -> Iterator[Variant]:
     """A kernel of K2 at one head dimension; `entry` of the tuning table has its tiles."""
     types = dict.fromkeys(HEADS, "*bf16") | dict.fromkeys(FLOATS, "*fp32")
     types |= {"ends": "*i32", "token_mask": "*i1", "scale": "fp32"}
@@ -264,18 +266,18 @@ def variant(name: str, entry: str, kernel: Any, options: dict[str, Any], archite
     aligned = [f"{tensor}_{axis}" for tensor in strided for axis in ("row", "pos")]
     aligned += ["region_row", "region_stream", "dm_row", "dm_group", "positions"]
     first, second = split_width(width)
-    chosen = tiles(entry, architecture, width, SMALL)
-    constants = {"D": width, "D0": first, "D1": second, "BM": chosen.queries, "BT": chosen.keys, "BS": STREAM_STEP}
-    return Variant(
-        f"identity.{name} d={width}", kernel,
-        {argument: kind for argument, kind in types.items() if argument in kernel.arg_names},
-        {argument: value for argument, value in constants.items() if argument in kernel.arg_names} | options,
-        tuple(argument for argument in aligned if argument in kernel.arg_names), chosen.warps, chosen.stages,
-    )  # fmt: skip
+    for size, chosen in each_tiles(entry, architecture, width):
+        constants = {"D": width, "D0": first, "D1": second, "BM": chosen.queries, "BT": chosen.keys, "BS": STREAM_STEP}
+        yield Variant(
+            f"identity.{name} d={width} {size}", kernel,
+            {argument: kind for argument, kind in types.items() if argument in kernel.arg_names},
+            {argument: value for argument, value in constants.items() if argument in kernel.arg_names} | options,
+            tuple(argument for argument in aligned if argument in kernel.arg_names), chosen.warps, chosen.stages,
+        )  # fmt: skip
 
 
 def variants(architecture: int) -> Iterator[Variant]:
     """What is compiled ahead of time."""
     for width in WIDTHS:
         options = {"C": 2, "G": 2, "REGION": True}
-        yield variant("forward", "identity_forward", _forward, options, architecture, width)
+        yield from each_variant("forward", "identity_forward", _forward, options, architecture, width)

@@ -17,13 +17,13 @@ from torch import Tensor
 from storyloom_kernels.fused.identity import (
     GROUPS,
     STREAM_STEP,
+    each_variant,
     exponents,
     floats,
     like,
     nothing,
     stream_weight,
     unit_stride,
-    variant,
 )
 from storyloom_kernels.fused.tiles import (
     LOG2E,
@@ -351,4 +351,4 @@ def variants(architecture: int) -> Iterator[Variant]:
         ("stream_gradient", "identity_key_gradient", _backward_keys, streams),
     )
     for width, (name, entry, kernel, options) in product(WIDTHS, kernels):
-        yield variant(name, entry, kernel, options, architecture, width)
+        yield from each_variant(name, entry, kernel, options, architecture, width)
