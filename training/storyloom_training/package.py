@@ -26,7 +26,13 @@ def manifest(pipeline: Pipeline) -> Manifest:
         description="Illustrated people in everyday scenes, trained from nothing on procedural pictures",
         sizes=((size, size),),
         defaults=Defaults(steps=25, guidance_scale=4.0, solver="ddim", width=size, height=size, adapter="amsa-mask"),
-        limits=Limits(max_frames=240, window_frames=8, max_characters=3, max_steps=100, max_prompt_tokens=pipeline.recipe.base.tokens),
+        limits=Limits(
+            max_frames=240,
+            window_frames=8,
+            max_characters=3,
+            max_steps=100,
+            max_prompt_tokens=pipeline.recipe.base.tokens,
+        ),
         adapters={adapter: f"id_synchronizer/{adapter}.safetensors" for adapter in ADAPTERS},
     )
 
