@@ -48,11 +48,11 @@ aot: $(VENV)/.dev  ## compile every kernel for every architecture and print what
 # On the machine with the GPU, with the Python that has a CUDA build of torch: make gpu GPU_PYTHON=python3
 # (make -k gpu: the benchmarks even where a test fails.)
 GPU_PYTHON ?= $(BIN)/python
-gpu: gpu-tests gpu-benchmarks  ## on a GPU: kernel tests, then benchmarks into benchmarks/results/
+gpu: gpu-tests gpu-benchmarks  ## on a GPU: tests of kernels and of the engine's graphs, then benchmarks into benchmarks/results/
 
 # A process for each file, since most of their time is the compiler's.
 gpu-tests:
-	printf '%s\n' tests/kernels/test_*.py | \
+	printf '%s\n' tests/kernels/test_*.py tests/model/test_model_cuda.py | \
 	    PYTHONPATH=kernels:model:. xargs -P 16 -n 1 timeout 300 $(GPU_PYTHON) -m pytest -q -m "not slow"
 
 gpu-benchmarks:

@@ -92,7 +92,8 @@ def test_what_is_cut_is_told_in_whole_words() -> None:
 
 def test_the_front_process_needs_no_torch() -> None:
     code = (
-        "import sys, storyloom_model, storyloom_model.noise\n"
+        "import sys, storyloom_model, storyloom_model.noise, storyloom_model.fingerprints, storyloom_model.windows\n"
+        "assert storyloom_model.ExecutionOptions().bucket(5) == 6\n"
         "assert storyloom_model.noise.frame_seed(1, 0)\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
