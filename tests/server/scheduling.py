@@ -184,7 +184,7 @@ class Run:
         self._quotas = {
             Encode: -(-counts.waiting // 4) or 1,
             Decode: max(-(-frames // 4), int(seconds / max(self.device.decode, 1e-6)) + 1),
-            Preview: len(self.specs),
+            Preview: -(-counts.active // 4) or 1,
         }
 
     def _count_waits(self, story_ids: tuple[str, ...]) -> None:
