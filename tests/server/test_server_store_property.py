@@ -96,6 +96,7 @@ class TwoServers(RuleBasedStateMachine):
         except StoryLostError:
             self.check_lost(name, story_id)
             return
+        self.check_owned(name, story_id)
         self.expected[story_id].events.append((number, event.payload))
         believed.next_number, believed.reserved = number + 1, number + 2
         self.expected[story_id].seen = max(self.expected[story_id].seen, number)
@@ -117,6 +118,7 @@ class TwoServers(RuleBasedStateMachine):
         except StoryLostError:
             self.check_lost(name, story_id)
             return
+        self.check_owned(name, story_id)
         self.expected[story_id].state = state
         del self.running[name][story_id]
 
@@ -140,6 +142,11 @@ class TwoServers(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, LEASE_SECONDS / 2, LEASE_SECONDS, 86400.0, -86400.0]))
     def turn_clock(self, seconds: float) -> None:
         self.clock.time += seconds
+
+    def check_owned(self, name: str, story_id: str) -> None:
+        """A server changes only stories that are its own."""
+        story = self.servers[name](journal.get, story_id, "tenant")
+        assert story.life == self.servers[name].database.owner.life
 
     def check_lost(self, name: str, story_id: str) -> None:
         """A server loses a story only to another one."""
