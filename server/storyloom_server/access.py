@@ -15,6 +15,7 @@ from storyloom_server import errors
 from storyloom_server.file_watch import FileWatch
 from storyloom_server.logs import fields
 from storyloom_server.rate_limit import TokenBucket
+from storyloom_server.scheduler import Priority
 from storyloom_server.tenants import ANONYMOUS_NAME, Tenant, TenantsFileError, digest, new_token, read_tenants
 
 log = logging.getLogger("storyloom.access")
@@ -41,7 +42,7 @@ class Gate:
     ) -> None:
         self._path = path
         self._clock = clock
-        self._anonymous = Tenant(ANONYMOUS_NAME, max_priority=100, admin=anonymous_admin)
+        self._anonymous = Tenant(ANONYMOUS_NAME, max_priority=Priority.HIGH, admin=anonymous_admin)
         self._watch = FileWatch([path] if path else [])
         self._tenants = read_tenants(path) if path else {}
         self._buckets: dict[str, tuple[float, TokenBucket]] = {}
@@ -77,13 +78,14 @@ class Gate:
                 f"{tenant.name} may not control models; use the token of a tenant that is admin",
             )
 
-    def priority(self, tenant: Tenant, asked: int) -> int:
-        """The priority that a story gets, or a refusal of one that is too high."""
+    def check_priority(self, tenant: Tenant, asked: Priority) -> None:
+        """Refuses a priority above what the tenant may have."""
         if asked > tenant.max_priority:
             raise errors.permission_denied(
-                "PRIORITY_TOO_HIGH", tenant.name, f"priority {asked} is too high; {tenant.max_priority} is allowed"
+                "PRIORITY_TOO_HIGH",
+                tenant.name,
+                f"priority {asked.name.lower()} is too high; {tenant.max_priority.name.lower()} is allowed",
             )
-        return asked
 
     def count_story(self, tenant: Tenant) -> None:
         """Counts a new story against the tenant's rate, or refuses it."""

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeAlias
 
 from storyloom.v1 import story_service_pb2 as pb
@@ -80,6 +81,7 @@ class Desk:
         found = await self._store.read(journal.find_request, tenant.name, order.request_id, order.digest)
         if found is not None:
             return found.id
+        self._gate.check_priority(tenant, order.priority)
         now = time.time()
         scheduling = _scheduling(tenant, order.priority, order.deadline_seconds)
         story = AcceptedStory(
@@ -301,16 +303,14 @@ class Desk:
                 raise errors.engine_restarting()
 
     def _admit(self, story: AcceptedStory, order: Order) -> None:
-        costs = self._engine.coefficients
-        if costs is None:
-            return
         now = time.monotonic()
         left = min((each for each in (order.deadline_seconds, order.call_seconds) if each is not None), default=None)
         deadline = None if left is None else now + left
-        decision = self._admission.decide(
+        admission = replace(self._admission, max_story_row_megapixels=self._engine.largest_story)
+        decision = admission.decide(
             story.spec(deadline),
             [run.progress for run in self._runs.values()],
-            costs,
+            self._engine.coefficients,
             now=now,
         )
         if isinstance(decision, Refused):

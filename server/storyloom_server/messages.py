@@ -129,17 +129,18 @@ class QueueMoved:
 class BatchStepped:
     """One batch step, for metrics and for the service's copy of the cost model.
 
-    ``rows`` of ``bucket`` were real. ``peak_bytes`` of device memory, where the device counts them.
+    ``peak_bytes`` of device memory, where the device counts them. ``largest_story`` in row-megapixels: a larger one
+    would not fit the device; None while that is not known.
     """
 
     seconds: float
     rows: int
-    bucket: int
     jobs: int
     width: int
     height: int
     peak_bytes: int | None
-    coefficients: CostCoefficients | None
+    coefficients: CostCoefficients
+    largest_story: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,17 @@ class EncodingStarted:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The job has done ``step`` of ``steps`` denoising steps; 0 right after encoding. ``seconds`` of the batch step."""
+    """The job has done ``step`` of ``steps`` denoising steps; 0 right after encoding.
+
+    ``seconds``, ``batch_rows`` and ``batch_jobs`` are those of the batch step.
+    """
 
     job_id: str
     step: int
     steps: int
     seconds: float = 0.0
+    batch_rows: int = 0
+    batch_jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class OrderTaker:
         found = Findings()
         _check_request_id(found, request.request_id)
         deadline_seconds = _deadline(found, request.scheduling)
-        priority = _priority(found, request.scheduling, tenant)
+        priority = _priority(found, request.scheduling)
         complete = await self._characters.fill_in(story, tenant)
         plan = plan_story(complete, self._catalog)
         if not isinstance(plan, StoryPlan):
@@ -181,7 +181,7 @@ def _deadline(found: Findings, scheduling: pb.Scheduling) -> float | None:
     return seconds
 
 
-def _priority(found: Findings, scheduling: pb.Scheduling, tenant: Tenant) -> Priority:
+def _priority(found: Findings, scheduling: pb.Scheduling) -> Priority:
     priority = _PRIORITIES.get(scheduling.priority)
     if priority is None:
         known = ", ".join(pb.Priority.Name(number) for number in _PRIORITIES)

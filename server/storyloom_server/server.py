@@ -24,6 +24,7 @@ from storyloom.v1 import (
     story_service_pb2,
     story_service_pb2_grpc,
 )
+from storyloom_model.execution import Dtype, ExecutionOptions
 from storyloom_server import messages
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
@@ -246,9 +247,22 @@ def _engine_options(options: ServerOptions, catalog: ModelCatalog) -> EngineOpti
             max_active_rows=options.max_active * options.max_rows,
         ),
         device=options.device,
+        execution=_execution(options),
         threads=options.threads,
         log_level=options.log_level,
         log_format=options.log_format,
+    )
+
+
+def _execution(options: ServerOptions) -> ExecutionOptions:
+    """How the models are run, as far as the device can."""
+    on_gpu = options.device.startswith("cuda")
+    automatic: Dtype = "float16" if on_gpu else "float32"
+    return ExecutionOptions(
+        dtype=automatic if options.dtype == "auto" else options.dtype,
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs and on_gpu,
+        channels_last=on_gpu,
     )
 
 

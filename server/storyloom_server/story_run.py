@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf import json_format
@@ -123,6 +123,7 @@ class StoryRun:
             outcome = "taken over"
             self.log.close(errors.story_moved())
         finally:
+            self._trace.end(outcome)
             log.info("story closed", extra=fields(story_id=self.story.story_id, outcome=outcome))
 
     def _count(self, outcome: Outcome) -> None:
@@ -189,11 +190,23 @@ class StoryRun:
                     await self._handle(window, message)
         finally:
             self._workshop.engine.release(job_id)
-        metrics, model = self._workshop.metrics, self.story.plan.model
-        for stage in ("encode", "denoise", "decode"):
-            seconds = getattr(message, f"{stage}_seconds")
-            setattr(self._timings, f"{stage}_seconds", getattr(self._timings, f"{stage}_seconds") + seconds)
-            metrics.stage_finished(stage, model, seconds)
+        self._add_stages(message)
+
+    def _add_stages(self, finished: messages.JobFinished) -> None:
+        """Adds a window's stages, which followed each other, to the timings, the metrics and the trace."""
+        stages: tuple[tuple[Literal["encode", "denoise", "decode"], float], ...] = (
+            ("encode", finished.encode_seconds),
+            ("denoise", finished.denoise_seconds),
+            ("decode", finished.decode_seconds),
+        )
+        began = time.monotonic() - sum(seconds for _, seconds in stages)
+        for stage, seconds in stages:
+            self._workshop.metrics.stage_finished(stage, self.story.plan.model, seconds)
+            self._trace.stage(stage, began, began + seconds)
+            began += seconds
+        self._timings.encode_seconds += finished.encode_seconds
+        self._timings.denoise_seconds += finished.denoise_seconds
+        self._timings.decode_seconds += finished.decode_seconds
 
     def _window_job(self, window: Window) -> StoryJob:
         frames = self.story.plan.job.frames
@@ -273,6 +286,7 @@ class StoryRun:
             case messages.Stepped():
                 self._stage = "denoising"
                 self._steps_done = self._steps_before + message.step
+                self._trace_step(message)
                 await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
             case messages.DecodingStarted():
                 self._stage = "decoding"
@@ -286,11 +300,17 @@ class StoryRun:
             case messages.JobFailed():
                 raise errors.job_failed(message.reason, message.message)
 
+    def _trace_step(self, message: messages.Stepped) -> None:
+        if message.batch_jobs:
+            now, step = time.monotonic(), self._steps_done
+            self._trace.step(step, now - message.seconds, now, rows=message.batch_rows, stories=message.batch_jobs)
+
     async def _on_encoding(self) -> None:
         if not self.left_queue:
             self.left_queue = True
             self._timings.queued_seconds = time.monotonic() - self._began
             self._workshop.metrics.story_started(self._timings.queued_seconds)
+            self._trace.stage("queue", self._began, time.monotonic())
             await self._write(journal.begin, self.story.story_id)
         await self._progress(pb.STORY_STAGE_ENCODING)
 

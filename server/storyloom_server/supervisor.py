@@ -18,7 +18,7 @@ from storyloom_server import messages
 from storyloom_server.engine.options import EngineOptions, ModelSpec
 from storyloom_server.engine_link import EngineLink
 from storyloom_server.logs import fields
-from storyloom_server.scheduler import CostCoefficients
+from storyloom_server.scheduler import CostModel
 
 log = logging.getLogger("storyloom.supervisor")
 
@@ -91,7 +91,8 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._ready_since = 0.0
         self.restarts = 0
-        self.coefficients: CostCoefficients | None = None
+        self.coefficients = CostModel().coefficients
+        self.largest_story: float | None = None
 
     @property
     def status(self) -> EngineStatus:
@@ -217,7 +218,7 @@ class Supervisor:
                     for job_id, position in message.positions.items():
                         self._hand_over(job_id, messages.QueuePosition(job_id, position))
                 case messages.BatchStepped():
-                    self.coefficients = message.coefficients or self.coefficients
+                    self.coefficients, self.largest_story = message.coefficients, message.largest_story
                     self._on_batch(message)
                 case messages.Beat():
                     pass

@@ -3,7 +3,7 @@
     tenants:
       studio-a:
         weight: 2              # share of the server beside other tenants
-        max_priority: 5        # highest priority that its stories may have
+        max_priority: high     # highest priority that its stories may have: low, normal or high
         admin: true            # may load and unload models
         limits: {open_stories: 20, stories_per_minute: 60, stored_mib: 2048}
         tokens:
@@ -17,11 +17,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storyloom_server.scheduler import Priority
 from storyloom_server.setup_error import SetupError
 
 _TOKEN_PREFIX = "slm_"  # noqa: S105 - it lets scanners for leaked secrets find tokens.
@@ -54,7 +55,7 @@ class Tenant:
 
     name: str
     weight: float = 1.0
-    max_priority: int = 0
+    max_priority: Priority = Priority.NORMAL
     admin: bool = False
     limits: TenantLimits = field(default_factory=TenantLimits)
 
@@ -63,7 +64,7 @@ class _TenantEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     weight: float = Field(default=1.0, gt=0, le=1000)
-    max_priority: int = Field(default=0, ge=0, le=100)
+    max_priority: Literal["low", "normal", "high"] = "normal"
     admin: bool = False
     limits: TenantLimits = TenantLimits()
     tokens: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(min_length=1)
@@ -106,7 +107,7 @@ def read_tenants(path: Path) -> Mapping[str, Tenant]:
 def _by_digest(path: Path, entries: Mapping[str, _TenantEntry]) -> Mapping[str, Tenant]:
     found: dict[str, Tenant] = {}
     for name, entry in entries.items():
-        tenant = Tenant(name, entry.weight, entry.max_priority, entry.admin, entry.limits)
+        tenant = Tenant(name, entry.weight, Priority[entry.max_priority.upper()], entry.admin, entry.limits)
         for each in entry.tokens:
             if each in found:
                 raise TenantsFileError(f"{path}: tenants.{name}.tokens has a token twice, or one of {found[each].name}")

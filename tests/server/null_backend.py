@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 
 
@@ -47,7 +48,7 @@ class NullBackend:
         self._memory_rows = int(os.environ.get("STORYLOOM_TEST_MEMORY_ROWS", "1000000"))
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> "NullBackend":
+    def load(cls, folder: Path, device: str, options: ExecutionOptions) -> "NullBackend":
         if "break-load" in folder.name:
             raise OSError(f"there is no model in {folder}")
         time.sleep(float(os.environ.get("STORYLOOM_TEST_LOAD_SECONDS", "0")))
@@ -93,8 +94,8 @@ class NullBackend:
         return [(colour % 2**32).to_bytes(4, "little") for colour in state.colours]
 
     def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        look = np.bincount(picture[0, 0] // 64, minlength=4).astype(np.float32) / 3
-        return dict.fromkeys(state.job.frames[frame].prompt.spans, look)
+        look = np.bincount(picture[0, 0] // 64, minlength=4) / 3
+        return dict.fromkeys(state.job.frames[frame].prompt.spans, look.astype(np.float32))
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

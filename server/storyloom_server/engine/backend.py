@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 
 
@@ -72,9 +73,9 @@ class Backend(Protocol):
         """All of the device's memory; None where it is not counted."""
 
 
-def load_backend(name: str, folder: Path, device: str) -> Backend:
+def load_backend(name: str, folder: Path, device: str, execution: ExecutionOptions) -> Backend:
     """Loads a model package with the backend class ``name`` (module:class)."""
-    return cast(Backend, load_class(name).load(folder, device=device))
+    return cast(Backend, load_class(name).load(folder, device, execution))
 
 
 def load_class(name: str) -> Any:

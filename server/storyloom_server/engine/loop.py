@@ -25,13 +25,13 @@ from storyloom_server.scheduler import (
     CostModel,
     Decode,
     Encode,
+    MemoryModel,
     Preview,
     Scheduler,
     Status,
     Step,
     StorySpec,
     Work,
-    bucket,
 )
 
 log = logging.getLogger("storyloom.engine")
@@ -71,6 +71,7 @@ class Engine:
         connection: to the service.
         scheduler: decides what comes next.
         cost: what the scheduler learns step times with; the service gets a copy of what it knows.
+        memory: what it learns memory with.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Engine:
         connection: Connection[Any, Any],
         scheduler: Scheduler,
         cost: CostModel,
+        memory: MemoryModel,
     ) -> None:
         self._backends = backends
         self._load = load
         self._connection = connection
         self._scheduler = scheduler
         self._cost = cost
+        self._memory = memory
         self._jobs: dict[str, _Job] = {}
         self._outgoing: list[messages.FromEngine] = []
         self._positions: dict[str, int] = {}
@@ -208,10 +211,11 @@ class Engine:
             for job_id in job_ids
             if job_id in self._jobs and self._jobs[job_id].encoded.step_index > steps_before[job_id]
         ]
-        if stepped:
-            self._report_batch(backend, stepped, seconds)
+        if not stepped:
+            return
+        batch = self._report_batch(backend, stepped, seconds)
         for job_id in stepped:
-            self._after_step(backend, job_id, seconds)
+            self._after_step(backend, job_id, batch)
 
     def _after_failed_step(
         self, backend: Backend, job_ids: Sequence[str], steps_before: dict[str, int], error: Exception
@@ -228,31 +232,30 @@ class Engine:
             with self._failing_alone(job_id):
                 backend.step([self._jobs[job_id].encoded])
 
-    def _report_batch(self, backend: Backend, stepped: Sequence[str], seconds: float) -> None:
+    def _report_batch(self, backend: Backend, stepped: Sequence[str], seconds: float) -> messages.BatchStepped:
         peak = backend.take_peak_bytes()
         self._scheduler.stepped(stepped, seconds=seconds, peak_bytes=peak)
         first = self._jobs[stepped[0]].submit.job
-        rows = sum(self._jobs[job_id].spec.shape.rows for job_id in stepped)
-        self._tell(
-            messages.BatchStepped(
-                seconds=seconds,
-                rows=rows,
-                bucket=bucket(rows),
-                jobs=len(stepped),
-                width=first.width,
-                height=first.height,
-                peak_bytes=peak,
-                coefficients=self._cost.coefficients,
-            )
+        batch = messages.BatchStepped(
+            seconds=seconds,
+            rows=sum(self._jobs[job_id].spec.shape.rows for job_id in stepped),
+            jobs=len(stepped),
+            width=first.width,
+            height=first.height,
+            peak_bytes=peak,
+            coefficients=self._cost.coefficients,
+            largest_story=self._memory.largest_story(),
         )
+        self._tell(batch)
+        return batch
 
-    def _after_step(self, backend: Backend, job_id: str, seconds: float) -> None:
+    def _after_step(self, backend: Backend, job_id: str, batch: messages.BatchStepped) -> None:
         job = self._jobs[job_id]
         state = job.encoded
         if state.error is not None:
             self._fail(job_id, "STORY_DIVERGED", f"{state.error}; try another seed or a lower guidance scale")
             return
-        self._tell(messages.Stepped(job_id, state.step_index, state.steps, seconds))
+        self._tell(messages.Stepped(job_id, state.step_index, state.steps, batch.seconds, batch.rows, batch.jobs))
         if state.done:
             self._start_decoding(backend, job_id, job)
             return

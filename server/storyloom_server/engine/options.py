@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_server.scheduler import Limits
 
@@ -27,6 +28,7 @@ class EngineOptions:
     backend: str
     scheduler: str
     device: str
+    execution: ExecutionOptions
     limits: Limits
     threads: int | None
     log_level: str

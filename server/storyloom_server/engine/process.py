@@ -31,17 +31,23 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     logs.set_up(options.log_level, options.log_format)
     started = time.monotonic()
     try:
-        _set_threads(options.threads)
+        _prepare_torch(options)
         backends = {spec.name: _load(options, spec.folder, spec.warm_up) for spec in options.models}
         cost = CostModel()
-        scheduler = load_class(options.scheduler)(options.limits, cost, _memory_model(backends), time.monotonic)
+        memory = _memory_model(backends)
+        scheduler = load_class(options.scheduler)(options.limits, cost, memory, time.monotonic)
     except Exception as error:
         log.exception("the engine cannot start")
         connection.send([messages.StartFailed(f"{type(error).__name__}: {error}")])
         return
     try:
         engine = Engine(
-            backends, lambda message: _load(options, message.folder, message.warm_up), connection, scheduler, cost
+            backends,
+            lambda message: _load(options, message.folder, message.warm_up),
+            connection,
+            scheduler,
+            cost,
+            memory,
         )
         engine.run(messages.Ready(time.monotonic() - started))
     except ServiceGoneError:
@@ -53,16 +59,22 @@ def _memory_model(backends: Mapping[str, Backend]) -> MemoryModel:
     return MemoryModel(next(iter(backends.values())).memory_bytes())
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch  # Not at the top: a backend without torch must not pay for it.
+def _prepare_torch(options: EngineOptions) -> None:
+    """Sets what holds for the whole process. A backend without torch does not pay for its import."""
+    if options.threads is not None:
+        import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(options.threads)
+    if options.device.startswith("cuda"):
+        import torch
+
+        # Graphs are captured on the current device.
+        torch.cuda.set_device(options.device)
 
 
 def _load(options: EngineOptions, folder: Path, warm_up: StoryJob) -> Backend:
     """Loads a model and takes a small story all the way through it, so that the first real one is not slow."""
-    backend = load_backend(options.backend, folder, options.device)
+    backend = load_backend(options.backend, folder, options.device, options.execution)
     state: State = backend.encode(warm_up)
     while not state.done:
         backend.step([state])
