@@ -191,6 +191,19 @@ def test_incompatible_stories_do_not_block_each_other() -> None:
     assert [step(subject) for _ in range(3)] == [("third",), ("third",), ("first",)]
 
 
+def test_riders_do_not_use_up_the_turn_of_a_story_that_waited_too_long() -> None:
+    """The other tenant opens every batch, and this one's large rider would keep it in debt for ever."""
+    subject = scheduler(patience=2)
+    subject.submit(spec("waiting", tenant="a", key="y", frames=8, steps=50))
+    assert step(subject) == ("waiting",)
+    subject.submit(spec("rider", tenant="a", key="x", frames=7, steps=40))
+    subject.submit(spec("opener", tenant="b", key="x", frames=1, steps=1000))
+    batches = [step(subject) for _ in range(40)]
+    assert set(batches[0]) | set(batches[1]) >= {"rider", "opener"}
+    waits = [index for index, batch in enumerate(batches) if batch == ("waiting",)]
+    assert len(waits) >= 2
+
+
 def test_a_suspect_takes_its_steps_with_nobody_else() -> None:
     subject = scheduler(patience=1)
     subject.submit(spec("suspect", alone=True))
