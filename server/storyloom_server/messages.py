@@ -92,9 +92,10 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Every model is loaded and has made a warm-up story."""
+    """Every model is loaded and has made warm-up stories. ``coefficients``: what these cost."""
 
     seconds: float
+    coefficients: CostCoefficients
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,10 @@ class ModelGroup(BaseModel):
 
     scheduler: str = _option(DEFAULT_SCHEDULER, "MODULE:CLASS", "Class that orders the engine's work.")
     model_folder: list[Path] = _option(
-        [], "FOLDER", "Folder of model packages that may be loaded by name while the server runs. Repeat it for more."
+        [],
+        "FOLDER",
+        "Folder of model packages that may be loaded by name while the server runs. Repeat it for more.",
+        shown="none",
     )
 
     @field_validator("backend")

@@ -209,6 +209,7 @@ class Supervisor:
                 case messages.Ready():
                     log.info("engine ready", extra=fields(seconds=round(message.seconds, 3)))
                     self._ready_since = time.monotonic()
+                    self.coefficients = message.coefficients
                     self._set_status(EngineStatus.READY)
                 case messages.StartFailed():
                     log.error("the engine cannot start: %s", message.message)

@@ -7,7 +7,7 @@ from storyloom_server.validate import StoryPlan, plan_story
 
 
 def warm_up_job(model: ServedModel) -> StoryJob:
-    """Two frames of one character in two steps: the least that runs every part, cross-frame attention included.
+    """Two frames of one character in four steps: little that runs every part, cross-frame attention included.
 
     Raises:
         CatalogError: the package's own limits refuse such a story.
@@ -16,7 +16,7 @@ def warm_up_job(model: ServedModel) -> StoryJob:
     story = pb.Story(
         characters=[pb.Character(name="someone", description="a cat")],
         frames=[pb.Frame(prompt="{someone}")] * min(2, limits.max_frames),
-        settings=pb.Settings(steps=min(2, limits.max_steps), seed=0),
+        settings=pb.Settings(steps=min(4, limits.max_steps), seed=0),
     )
     plan = plan_story(story, ModelCatalog((model,)))
     if isinstance(plan, StoryPlan):

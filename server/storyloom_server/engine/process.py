@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from storyloom_model.jobs import StoryJob
 from storyloom_server import logs, messages
-from storyloom_server.engine.backend import Backend, State, load_backend, load_class
+from storyloom_server.engine.backend import Backend, load_backend, load_class
+from storyloom_server.engine.calibration import warm_up
 from storyloom_server.engine.loop import Engine, ServiceGoneError
 from storyloom_server.engine.options import EngineOptions
 from storyloom_server.scheduler import CostModel, MemoryModel
@@ -30,11 +30,12 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.set_up(options.log_level, options.log_format)
     started = time.monotonic()
+    cost = CostModel(padded=options.device.startswith("cuda"))
     try:
         _prepare_torch(options)
-        backends = {spec.name: _load(options, spec.folder, spec.warm_up) for spec in options.models}
-        cost = CostModel()
-        memory = _memory_model(backends)
+        backends = {spec.name: _load(options, spec.folder, spec.warm_up, cost) for spec in options.models}
+        # All models are on one device.
+        memory = MemoryModel(next(iter(backends.values())).memory_bytes())
         scheduler = load_class(options.scheduler)(options.limits, cost, memory, time.monotonic)
     except Exception as error:
         log.exception("the engine cannot start")
@@ -43,20 +44,15 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     try:
         engine = Engine(
             backends,
-            lambda message: _load(options, message.folder, message.warm_up),
+            lambda message: _load(options, message.folder, message.warm_up, cost),
             connection,
             scheduler,
             cost,
             memory,
         )
-        engine.run(messages.Ready(time.monotonic() - started))
+        engine.run(messages.Ready(time.monotonic() - started, cost.coefficients))
     except ServiceGoneError:
         log.warning("the service process is gone; the engine leaves")
-
-
-def _memory_model(backends: Mapping[str, Backend]) -> MemoryModel:
-    """All models are on one device."""
-    return MemoryModel(next(iter(backends.values())).memory_bytes())
 
 
 def _prepare_torch(options: EngineOptions) -> None:
@@ -72,14 +68,7 @@ def _prepare_torch(options: EngineOptions) -> None:
         torch.cuda.set_device(options.device)
 
 
-def _load(options: EngineOptions, folder: Path, warm_up: StoryJob) -> Backend:
-    """Loads a model and takes a small story all the way through it, so that the first real one is not slow."""
+def _load(options: EngineOptions, folder: Path, warm_up_job: StoryJob, cost: CostModel) -> Backend:
     backend = load_backend(options.backend, folder, options.device, options.execution)
-    state: State = backend.encode(warm_up)
-    while not state.done:
-        backend.step([state])
-        if state.error is not None:
-            raise RuntimeError(f"the model in {folder} failed its warm-up story: {state.error}")
-        backend.preview(state, [0])
-    backend.decode(state, [0])
+    warm_up(backend, warm_up_job, cost, options.limits.max_rows)
     return backend

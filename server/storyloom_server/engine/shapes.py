@@ -13,6 +13,17 @@ def compatibility_key(model: str, job: StoryJob) -> Hashable:
     return (model, job.width, job.height, Manifest.adapter_key(job.adapter))
 
 
+def story_shape(job: StoryJob) -> StoryShape:
+    """What the job's cost depends on."""
+    return StoryShape(
+        frames=len(job.frames),
+        anchors=len(job.anchors),
+        branches=2 if job.guided else 1,
+        pixels=job.width * job.height,
+        steps=job.steps,
+    )
+
+
 def story_spec(submit: messages.Submit) -> StorySpec:
     """The job as the scheduler sees it."""
     job, scheduling = submit.job, submit.scheduling
@@ -22,13 +33,7 @@ def story_spec(submit: messages.Submit) -> StorySpec:
         weight=scheduling.weight,
         priority=scheduling.priority,
         key=compatibility_key(submit.model, job),
-        shape=StoryShape(
-            frames=len(job.frames),
-            anchors=len(job.anchors),
-            branches=2 if job.guided else 1,
-            pixels=job.width * job.height,
-            steps=job.steps,
-        ),
+        shape=story_shape(job),
         deadline=scheduling.deadline,
         done_steps=submit.done_steps,
         alone=scheduling.alone,
