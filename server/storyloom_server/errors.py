@@ -223,11 +223,6 @@ def out_of_memory(message: str) -> StoryError:
     return StoryError(grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", message)
 
 
-def aborted(reason: str, message: str) -> StoryError:
-    """The story was broken off through no fault of its own; the whole of it may be sent again."""
-    return StoryError(grpc.StatusCode.ABORTED, reason, message, retry_seconds=1.0)
-
-
 def safety_blocked(violations: Sequence[Violation]) -> StoryError:
     """The server's safety rules refuse the story's texts or references; each refused field is listed, not quoted."""
     return _bad_fields("SAFETY_BLOCKED", violations)

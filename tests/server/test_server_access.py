@@ -16,6 +16,7 @@ from storyloom_server import access
 from storyloom_server.access import Gate, exposure_warning
 from storyloom_server.errors import StoryError
 from storyloom_server.rate_limit import TokenBucket
+from storyloom_server.scheduler import Priority
 from storyloom_server.tenants import Tenant, TenantsFileError, digest, new_token, read_tenants
 from tests.server.serving import wait_until
 
@@ -24,7 +25,7 @@ FILE = f"""
 tenants:
   studio-a:
     weight: 2
-    max_priority: 5
+    max_priority: high
     admin: true
     limits: {{open_stories: 2, stories_per_minute: 12, stored_mib: 1}}
     tokens: [{digest(FIRST)}]
@@ -58,7 +59,7 @@ def refusal(error: pytest.ExceptionInfo[StoryError]) -> tuple[grpc.StatusCode, s
 def test_a_token_tells_the_tenant(tokens: Path) -> None:
     gate = Gate(tokens)
     first = gate.tenant(bearer(FIRST))
-    assert (first.name, first.weight, first.max_priority, first.admin) == ("studio-a", 2, 5, True)
+    assert (first.name, first.weight, first.max_priority, first.admin) == ("studio-a", 2, Priority.HIGH, True)
     assert first.limits.open_stories == 2
     assert gate.tenant([("authorization", f"bearer  {SECOND} ")]).name == "studio-b"
 
@@ -171,18 +172,11 @@ def test_limits_refuse_with_what_to_do(tokens: Path) -> None:
     clock = Clock()
     gate = Gate(tokens, clock=clock)
     tenant = gate.tenant(bearer(FIRST))
-    with pytest.raises(StoryError) as caught:
-        gate.admit(tenant, open_stories=2, stored_bytes=0)
-    assert refusal(caught) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN_STORIES")
-    with pytest.raises(StoryError) as caught:
-        gate.admit(tenant, open_stories=0, stored_bytes=1 << 20)
-    assert refusal(caught) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
-    assert caught.value.retry_seconds is None
-
+    assert (tenant.limits.open_stories, tenant.limits.stored_bytes) == (2, 1 << 20)
     for _ in range(2):  # The burst of 12 a minute.
-        gate.admit(tenant, open_stories=1, stored_bytes=0)
+        gate.count_story(tenant)
     with pytest.raises(StoryError) as caught:
-        gate.admit(tenant, open_stories=1, stored_bytes=0)
+        gate.count_story(tenant)
     assert refusal(caught) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STORIES")
     names = [detail.type_url.rsplit(".", 1)[1] for detail in caught.value.status().details]
     assert names == ["ErrorInfo", "RetryInfo", "QuotaFailure"]
@@ -192,22 +186,23 @@ def test_limits_refuse_with_what_to_do(tokens: Path) -> None:
 
     assert caught.value.retry_seconds is not None
     clock.now += caught.value.retry_seconds
-    gate.admit(tenant, open_stories=1, stored_bytes=0)
+    gate.count_story(tenant)
 
 
 def test_one_tenant_s_rate_is_no_other_s(tokens: Path) -> None:
     gate = Gate(tokens, clock=Clock())
     for _ in range(100):
-        gate.admit(gate.tenant(bearer(SECOND)), open_stories=50, stored_bytes=1 << 40)
-    gate.admit(gate.tenant(bearer(FIRST)), open_stories=0, stored_bytes=0)
+        gate.count_story(gate.tenant(bearer(SECOND)))
+    gate.count_story(gate.tenant(bearer(FIRST)))
 
 
 def test_priorities_and_model_control_are_for_those_who_may(tokens: Path) -> None:
     gate = Gate(tokens)
     first, second = gate.tenant(bearer(FIRST)), gate.tenant(bearer(SECOND))
     gate.require_admin(first)
-    assert gate.priority(first, 5) == 5
-    for refused in (lambda: gate.require_admin(second), lambda: gate.priority(second, 1)):
+    gate.check_priority(first, Priority.HIGH)
+    gate.check_priority(second, Priority.NORMAL)
+    for refused in (lambda: gate.require_admin(second), lambda: gate.check_priority(second, Priority.HIGH)):
         with pytest.raises(StoryError) as caught:
             refused()
         assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
@@ -261,5 +256,5 @@ def test_the_file_in_the_documentation_is_a_good_one(tmp_path: Path) -> None:
     path = tmp_path / "tokens.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(module.__doc__.split("tells them.")[1].split("A token stands")[0])))
     assert next(iter(read_tenants(path).values())) == Tenant(
-        "studio-a", 2, 5, True, next(iter(read_tenants(path).values())).limits
+        "studio-a", 2, Priority.HIGH, True, next(iter(read_tenants(path).values())).limits
     )

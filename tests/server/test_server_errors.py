@@ -39,10 +39,9 @@ TABLE: list[tuple[StoryError, grpc.StatusCode, set[str]]] = [
     (errors.queue_full(7, 2.5), C.RESOURCE_EXHAUSTED, {"QuotaFailure", "RetryInfo"}),
     (errors.deadline_unmeetable(12.34, 5), C.DEADLINE_EXCEEDED, set()),
     (errors.out_of_memory("does not fit; ask for fewer frames"), C.RESOURCE_EXHAUSTED, set()),
-    (errors.aborted("ENGINE_RESTARTED", "send it again"), C.ABORTED, {"RetryInfo"}),
     (errors.starting(), C.UNAVAILABLE, {"RetryInfo"}),
     (errors.draining(), C.UNAVAILABLE, {"RetryInfo"}),
-    (errors.engine_lost(), C.UNAVAILABLE, {"RetryInfo"}),
+    (errors.engine_restarting(), C.UNAVAILABLE, {"RetryInfo"}),
     (errors.story_failed("STORY_DIVERGED", "not finite"), C.INTERNAL, set()),
     (errors.safety_check_failed("words"), C.INTERNAL, set()),
 ]

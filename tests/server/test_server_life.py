@@ -106,26 +106,6 @@ def test_a_second_signal_ends_the_drain(tiny_package: Path, tmp_path: Path) -> N
         assert time.monotonic() - began < 15
 
 
-def test_a_killed_engine_fails_stories_fast_and_ends_the_server(tiny_package: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, tiny_package, environment=SLOW) as server, grpc.insecure_channel(server.address) as channel:
-        running = generate(channel, story(steps=100))
-        started(running)
-        os.kill(server.engine_pid, signal.SIGKILL)
-        began = time.monotonic()
-        assert refusal(running) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST")
-        assert time.monotonic() - began < 10
-        assert server.process.wait(60) == 1
-
-
-def test_a_killed_server_leaves_no_engine(tiny_package: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, tiny_package, environment=SLOW) as server, grpc.insecure_channel(server.address) as channel:
-        running = generate(channel, story(steps=100))
-        started(running)
-        engine_pid = server.engine_pid
-        server.process.kill()
-        wait_until(lambda: gone(engine_pid), 20)
-
-
 def test_a_model_that_does_not_load_ends_the_server(tiny_package: Path, tmp_path: Path) -> None:
     broken = tmp_path / "break-load"
     broken.symlink_to(tiny_package)

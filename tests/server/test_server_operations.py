@@ -49,7 +49,7 @@ class TinyService(story_service_pb2_grpc.StoryServiceServicer):
         try:
             self.tenants.append(current_tenant().name)
             self.peers.append(context.peer())
-            self.operations.gate.admit(current_tenant(), open_stories=0, stored_bytes=0)
+            self.operations.gate.count_story(current_tenant())
             log.info("story accepted", extra=fields(story_id="story-1", prompts=Prompts(prompts.values())))
             await asyncio.to_thread(self.operations.safety.check_prompts, prompts, "story-1")
             self.operations.safety.check_picture(np.zeros((8, 8, 3), np.uint8), "story.frames[0]", "story-1")

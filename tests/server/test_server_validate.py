@@ -238,7 +238,7 @@ def test_any_message_gives_a_plan_or_reasons(catalog: ModelCatalog, story: pb.St
 
 def test_the_warm_up_story_is_a_good_one(catalog: ModelCatalog) -> None:
     job = warm_up_job(catalog.default)
-    assert (len(job.frames), job.steps) == (2, 2)
+    assert (len(job.frames), job.steps) == (2, 4)
     assert job.frames[0].prompt.spans
 
 
