@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storyloom.v1 import story_pb2 as pb
-from tests.server.serving import ServerProcess, generate, serving
+from storyloom.v1 import story_service_pb2 as service_pb
+from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,50 @@ def test_every_solver_and_adapter_makes_pictures_and_previews(
     previews = [event.preview for event in events if event.HasField("preview")]
     assert [(preview.step, preview.frame_index) for preview in previews] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert all(preview.image.png.startswith(b"\x89PNG") for preview in previews)
+
+
+@pytest.mark.parametrize("solver", [pb.SOLVER_DDIM, pb.SOLVER_UNIPC])
+def test_a_story_that_two_servers_made_is_bitwise_that_of_one(
+    channel: grpc.Channel, tiny_package: Path, tmp_path: Path, solver: pb.Solver
+) -> None:
+    """The first server and its engine are killed in the middle of the second window."""
+    asked = story(11, 18, *["{mia} walks", "{mia} sits", "a dog"] * 4, solver=solver)
+    undisturbed = pictures(generate(channel, asked))
+    state = ("--state-folder", str(tmp_path / "state"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with (
+        serving(tmp_path / "first", tiny_package, *state, backend=None) as first,
+        grpc.insecure_channel(first.address) as doomed,
+    ):
+        call = generate(doomed, asked)
+        story_id = until_step(call, 18 + 12)
+        first.process.kill()
+    with (
+        serving(tmp_path / "second", tiny_package, *state, backend=None) as second,
+        grpc.insecure_channel(second.address) as later,
+    ):
+        resumed = pictures(watch(later, story_id))
+        assert "story adopted" in second.log
+    assert np.array_equal(resumed, undisturbed)
+
+
+def test_new_frames_take_after_the_finished_ones(channel: grpc.Channel) -> None:
+    """The anchors are seen: the same new frame, with the same seed, is another picture beside other finished frames."""
+    asked = [story(seed, 4, "{mia} walks", "{mia} sits") for seed in (1, 2)]
+    parents = [ended(channel, create(channel, one)).story_id for one in asked]
+    new = pb.Frame(prompt="{mia} dances", seed=77)
+    children = []
+    for parent in parents:
+        request = service_pb.ExtendStoryRequest(story_id=parent, frames=[new])
+        children.append(pictures(watch(channel, stories(channel).ExtendStory(request, timeout=30).story.story_id)))
+    originals = [pictures(watch(channel, parent)) for parent in parents]
+    for child, original in zip(children, originals, strict=True):
+        assert np.array_equal(child[:2], original)
+    assert np.abs(children[0][2] - children[1][2]).max() > 8
+
+
+def test_characters_are_scored(channel: grpc.Channel) -> None:
+    done = list(generate(channel, story(3, 4, "{mia} walks", "{mia} sits", "a dog")))[-1].done
+    assert [score.character for score in done.consistency] == ["mia"]
+    assert 0 <= done.consistency[0].score <= 1
