@@ -7,7 +7,7 @@ RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality quality-reader \
-        overlap simulation train-mini clean
+        overlap windows simulation train-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -66,6 +66,9 @@ quality-reader: $(VENV)/.dev  ## train the attribute reader that `make quality` 
 
 overlap: $(VENV)/.dev  ## measure two overlapping stories against one
 	$(BIN)/python -m benchmarks.latency.overlap
+
+windows: $(VENV)/.dev  ## measure a 200-frame story: does a frame cost the same from first to last
+	$(BIN)/python -m benchmarks.latency.windows
 
 simulation: $(VENV)/.dev  ## the scheduler against one story at a time and request batching, on simulated devices
 	$(BIN)/python -m benchmarks.server.simulate

@@ -49,6 +49,8 @@ def main() -> int:
             str(ready),
             "--log-level",
             "warning",
+            "--state-folder",
+            str(Path(folder) / "state"),
         ]
         server = subprocess.Popen([*storyloom, *command])
         try:

@@ -10,9 +10,7 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.latency.served import served
 from storyloom import Character, Frame, Settings, Story, StoryClient
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
@@ -53,33 +52,11 @@ def _seconds(address: str, stories: list[Story]) -> float:
 
 def measure_server(model: Path, frames: int, steps: int, repeats: int) -> dict[str, Any]:
     """Times one story and two, in turns, on one server process."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready"
-        command = [
-            sys.executable,
-            "-m",
-            "storyloom_server",
-            "--model",
-            str(model),
-            "--port",
-            "0",
-            "--ready-file",
-            str(ready),
-        ]
-        server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.DEVNULL)
-        try:
-            while not ready.exists():
-                if server.poll() is not None:
-                    raise SystemExit(f"the server stopped with exit code {server.returncode}")
-                time.sleep(0.1)
-            address = ready.read_text().strip()
-            one, two = [], []
-            for repeat in range(repeats):
-                one.append(_seconds(address, [story(frames, steps, repeat)]))
-                two.append(_seconds(address, [story(frames, steps, repeat), story(frames, steps, 1000 + repeat)]))
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
+    one, two = [], []
+    with served(model) as address:
+        for repeat in range(repeats):
+            one.append(_seconds(address, [story(frames, steps, repeat)]))
+            two.append(_seconds(address, [story(frames, steps, repeat), story(frames, steps, 1000 + repeat)]))
     return {"one_seconds": one, "two_seconds": two, "ratio": statistics.median(two) / statistics.median(one)}
 
 
