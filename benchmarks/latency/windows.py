@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.latency.overlap import story
 from benchmarks.latency.served import served
-from storyloom import StoryClient
+from storyloom import FrameDone, StoryClient
 from storyloom_model.package import read_manifest
 
 
@@ -29,7 +29,7 @@ def measure(model: Path, frames: int, steps: int) -> dict[str, Any]:
         done = {
             event.frame_index: event.finished_seconds
             for event in client.stream(story(frames, steps, seed=1), timeout=3600)
-            if hasattr(event, "finished_seconds")
+            if isinstance(event, FrameDone)
         }
     size = limits.window_frames - limits.window_anchors
     starts = range(limits.window_frames, frames, size)

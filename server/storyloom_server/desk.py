@@ -39,6 +39,8 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 # How soon a reader of a story that another server works on hears of a new event.
 _POLL_SECONDS = 0.5
+# Of engines and servers that worked on a story.
+_DEATHS_TO_GIVE_UP = 5
 # Above the number of durable events that a story can have.
 _ALL_EVENTS = 10_000
 
@@ -238,6 +240,8 @@ class Desk:
         """Renews the leases of open stories, cancels what other servers were asked to cancel, adopts what nobody works
         on. Runs until it is cancelled.
         """
+        # Stories that an earlier life of this server left are taken up as soon as there is an engine for them.
+        await self._engine.wait_for(EngineStatus.READY)
         while True:
             try:
                 await self._renew()
@@ -275,6 +279,8 @@ class Desk:
         plan = plan_story(asked, self._catalog)
         if not isinstance(plan, StoryPlan):
             raise errors.invalid_story(plan)
+        if story.crashes >= _DEATHS_TO_GIVE_UP:
+            raise errors.engine_crashed(story.crashes)
         remaining = None if story.deadline_at is None else story.deadline_at - time.time()
         return AcceptedStory(
             story_id=story.id,
@@ -330,11 +336,14 @@ class Desk:
         task.add_done_callback(lambda done: self._close(story.story_id, done))
 
     def _close(self, story_id: str, task: asyncio.Task[None]) -> None:
-        del self._runs[story_id], self._tasks[story_id]
+        run = self._runs.pop(story_id)
+        del self._tasks[story_id]
         if not self._runs:
             self._idle.set()
         if not task.cancelled() and task.exception() is not None:
+            # A defect of ours. The story stays open in the store, and is adopted when its lease has run out.
             log.error("a story's run broke", exc_info=task.exception(), extra=fields(story_id=story_id))
+            run.log.close(errors.story_moved())
 
 
 def _scheduling(tenant: Tenant, priority: Priority, deadline_seconds: float | None) -> Scheduling:

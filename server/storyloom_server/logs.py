@@ -7,10 +7,13 @@ What clients wrote is logged as ``Prompts``, if at all: its text stays hidden un
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 _FIELDS = "storyloom_fields"
+_SHOWN_FRAMES = 8
 
 
 class Prompts(tuple[str, ...]):
@@ -27,6 +30,16 @@ class Prompts(tuple[str, ...]):
 def fields(**values: Any) -> dict[str, Any]:
     """Makes the ``extra`` argument of a logging call from named values."""
     return {_FIELDS: values}
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Fields for an exception that a client's story caused: its type and its place in the code.
+
+    What it says may quote a prompt, and is shown only where prompts are.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
+    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return {"error": type(error).__name__, "said": Prompts((str(error),)), "at": place}
 
 
 class _Formatter(logging.Formatter):

@@ -251,6 +251,7 @@ def _engine_options(options: ServerOptions, catalog: ModelCatalog) -> EngineOpti
         threads=options.threads,
         log_level=options.log_level,
         log_format=options.log_format,
+        log_prompts=options.log_prompts,
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.shapes import story_spec
-from storyloom_server.logs import fields
+from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
     CostModel,
     Decode,
@@ -191,8 +191,11 @@ class Engine:
         if submit.checkpoint is not None:
             try:
                 state: State = backend.restore(submit.job, submit.checkpoint)
-            except ValueError:
-                log.exception("a checkpoint is of no use; the job begins anew", extra=fields(job_id=submit.job_id))
+            except ValueError as error:
+                log.error(
+                    "a checkpoint is of no use; the job begins anew",
+                    extra=fields(job_id=submit.job_id, **failure(error)),
+                )
             else:
                 return state
         return backend.encode(submit.job)  # type: ignore[no-any-return]  # A State by the backend's contract.
@@ -227,7 +230,7 @@ class Engine:
             if not self._scheduler.out_of_memory(job_ids):
                 self._fail(job_ids[0], "OUT_OF_MEMORY", "the device has too little memory for this story; ask for less")
             return
-        log.error("a batch step failed; its jobs are stepped alone", exc_info=error, extra=fields(jobs=len(job_ids)))
+        log.error("a batch step failed; its jobs are stepped alone", extra=fields(jobs=len(job_ids), **failure(error)))
         for job_id in behind:
             with self._failing_alone(job_id):
                 backend.step([self._jobs[job_id].encoded])
@@ -319,7 +322,7 @@ class Engine:
         except ServiceGoneError:
             raise
         except Exception as error:
-            log.exception("job failed", extra=fields(job_id=job_id))
+            log.error("job failed", extra=fields(job_id=job_id, **failure(error)))
             if self._backends[self._jobs[job_id].submit.model].is_out_of_memory(error):
                 self._fail(job_id, "OUT_OF_MEMORY", "the device has too little memory for this story; ask for less")
                 return

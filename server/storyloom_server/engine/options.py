@@ -33,3 +33,4 @@ class EngineOptions:
     threads: int | None
     log_level: str
     log_format: str
+    log_prompts: bool

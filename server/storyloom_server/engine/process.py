@@ -28,7 +28,7 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.set_up(options.log_level, options.log_format)
+    logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     started = time.monotonic()
     cost = CostModel(padded=options.device.startswith("cuda"))
     try:
