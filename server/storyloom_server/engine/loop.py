@@ -321,7 +321,7 @@ class Engine:
             yield
         except ServiceGoneError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not take other jobs with it.
             log.error("job failed", extra=fields(job_id=job_id, **failure(error)))
             if self._backends[self._jobs[job_id].submit.model].is_out_of_memory(error):
                 self._fail(job_id, "OUT_OF_MEMORY", "the device has too little memory for this story; ask for less")
