@@ -109,6 +109,15 @@ def invalid_request(violations: Sequence[Violation]) -> StoryError:
     return _bad_fields("INVALID_REQUEST", violations)
 
 
+def undecodable() -> StoryError:
+    """The request's bytes are no message of the method."""
+    return StoryError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "UNDECODABLE_REQUEST",
+        "the request's bytes are no message of this method; make the client's code from the server's protos",
+    )
+
+
 def invalid_story(violations: Sequence[Violation]) -> StoryError:
     """The request has bad fields; all of them are listed."""
     return _bad_fields("INVALID_STORY", violations)

@@ -28,6 +28,7 @@ from storyloom_model.execution import Dtype, ExecutionOptions
 from storyloom_server import messages
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
+from storyloom_server.decoding import RequestDecoder
 from storyloom_server.desk import Desk
 from storyloom_server.engine.options import EngineOptions, ModelSpec
 from storyloom_server.logs import fields
@@ -108,7 +109,8 @@ class StoryServer:
         self._serving_changed = asyncio.Event()
         self._draining = False
         self._server = grpc.aio.server(
-            interceptors=operations.interceptors, options=[*operations.channel_options, *_CHANNEL_OPTIONS]
+            interceptors=[*operations.interceptors, RequestDecoder()],
+            options=[*operations.channel_options, *_CHANNEL_OPTIONS],
         )
         characters = Characters(store, PictureLimits(options.max_request_mib, options.max_image_megapixels))
         orders = OrderTaker(catalog, characters, safety)
