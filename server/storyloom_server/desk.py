@@ -43,6 +43,8 @@ _POLL_SECONDS = 0.5
 _DEATHS_TO_GIVE_UP = 5
 # Above the number of durable events that a story can have.
 _ALL_EVENTS = 10_000
+# What the store's integers hold; clients may ask for events after a larger number, of which there are none.
+_LAST_SEQUENCE = 2**63 - 1
 
 
 class Desk:
@@ -297,6 +299,7 @@ class Desk:
 
     async def _stored_events(self, story_id: str, after: int = 0) -> Sequence[Event]:
         """All stored events of a story: two for the story and one for each frame."""
+        after = min(after, _LAST_SEQUENCE)
         return await self._store.read(journal.events, story_id, after=after, limit=_ALL_EVENTS)
 
     def _check_open(self) -> None:
