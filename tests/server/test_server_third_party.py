@@ -140,7 +140,6 @@ def _long_story() -> dict[str, Any]:
 def _follow(watched: Any, seen: list[str], name: Any) -> None:
     """Notes every status until the server is gone."""
     try:
-        for answer in watched:
-            seen.append(name(answer.status))
+        seen.extend(name(answer.status) for answer in watched)
     except grpc.RpcError:
         return
