@@ -24,6 +24,7 @@ from storyloom.v1 import (
     story_service_pb2,
 )
 from tests.server.fuzzing import Maker, hostile_bytes, mutated
+from tests.server.processes import resident_bytes
 from tests.server.serving import ServerProcess, generate, serving, story
 
 REQUESTS = 10_000
@@ -182,10 +183,3 @@ def check_status(status: status_pb2.Status, code: grpc.StatusCode, message: str,
     assert re.fullmatch(r"[A-Z][A-Z0-9_]{0,62}", info.reason), told
     assert info.domain == "storyloom.dev", told
     return str(info.reason)
-
-
-def resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
