@@ -7,7 +7,7 @@ RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality quality-reader \
-        overlap windows simulation train-mini clean
+        overlap windows simulation bench-server overhead soak train-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -69,6 +69,15 @@ overlap: $(VENV)/.dev  ## measure two overlapping stories against one
 
 windows: $(VENV)/.dev  ## measure a 200-frame story: does a frame cost the same from first to last
 	$(BIN)/python -m benchmarks.latency.windows
+
+bench-server: simulation  ## the server under open-loop load, and the same for the scheduler on simulated devices
+	$(BIN)/python -m benchmarks.server.run
+
+overhead: $(VENV)/.dev  ## what the server costs beside the model, and the lag of its event loop
+	$(BIN)/python -m benchmarks.server.overhead
+
+soak: $(VENV)/.dev  ## half an hour of mixed traffic: do memory, files and threads stay where they are?
+	$(BIN)/python -m benchmarks.server.soak
 
 simulation: $(VENV)/.dev  ## the scheduler against one story at a time and request batching, on simulated devices
 	$(BIN)/python -m benchmarks.server.simulate
