@@ -67,7 +67,7 @@ class Engine:
 
     Args:
         backends: loaded models by name.
-        load: loads and warms up another one.
+        load: loads another one, or takes the one that is loaded, and warms it up.
         connection: to the service.
         scheduler: decides what comes next.
         cost: what the scheduler learns step times with; the service gets a copy of what it knows.
@@ -77,7 +77,7 @@ class Engine:
     def __init__(
         self,
         backends: dict[str, Backend],
-        load: Callable[[messages.LoadModel], Backend],
+        load: Callable[[messages.LoadModel, Backend | None], Backend],
         connection: Connection[Any, Any],
         scheduler: Scheduler,
         cost: CostModel,
@@ -153,7 +153,7 @@ class Engine:
         began = time.monotonic()
         problem = ""
         try:
-            self._backends[message.name] = self._load(message)
+            self._backends[message.name] = self._load(message, self._backends.get(message.name))
         except Exception as error:
             log.exception("a model cannot be loaded", extra=fields(model=message.name))
             problem = f"{type(error).__name__}: {error}"
@@ -181,7 +181,8 @@ class Engine:
         with self._failing_alone(job_id):
             job.state = self._start(backend, job.submit)
             job.marks[Status.DENOISING] = time.monotonic()
-            self._scheduler.encoded(job_id, seconds=job.marks[Status.DENOISING] - began)
+            seconds = job.marks[Status.DENOISING] - began
+            self._scheduler.encoded(job_id, seconds=seconds, done_steps=job.state.step_index)
             self._tell(messages.Stepped(job_id, job.state.step_index, job.state.steps))
             if job.state.done:
                 self._start_decoding(backend, job_id, job)

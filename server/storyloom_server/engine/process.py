@@ -44,7 +44,7 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     try:
         engine = Engine(
             backends,
-            lambda message: _load(options, message.folder, message.warm_up, cost),
+            lambda message, loaded: _load(options, message.folder, message.warm_up, cost, loaded),
             connection,
             scheduler,
             cost,
@@ -68,7 +68,9 @@ def _prepare_torch(options: EngineOptions) -> None:
         torch.cuda.set_device(options.device)
 
 
-def _load(options: EngineOptions, folder: Path, warm_up_job: StoryJob, cost: CostModel) -> Backend:
-    backend = load_backend(options.backend, folder, options.device, options.execution)
+def _load(
+    options: EngineOptions, folder: Path, warm_up_job: StoryJob, cost: CostModel, loaded: Backend | None = None
+) -> Backend:
+    backend = loaded or load_backend(options.backend, folder, options.device, options.execution)
     warm_up(backend, warm_up_job, cost, options.limits.max_rows)
     return backend

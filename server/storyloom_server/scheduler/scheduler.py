@@ -127,9 +127,14 @@ class Scheduler:
             self._move(self._stories[choice.story_id], Status.ENCODING)
         return choice or self._next_preview() or self._next_decode()
 
-    def encoded(self, story_id: str, seconds: float | None = None) -> None:
-        """The story was encoded and can take steps, or be decoded where it had taken them all before."""
+    def encoded(self, story_id: str, seconds: float | None = None, *, done_steps: int | None = None) -> None:
+        """The story was encoded and can take steps, or be decoded where it had taken them all before.
+
+        ``done_steps``: those that it has in fact; None: as many as it was submitted with.
+        """
         story = self._expect(story_id, Status.ENCODING)
+        if done_steps is not None:
+            story.done_steps = done_steps
         if seconds is not None:
             self._cost.observe_encode(story.spec.shape, seconds)
             self._fair.charge(story.spec.tenant, seconds)
