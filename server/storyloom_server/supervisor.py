@@ -157,6 +157,7 @@ class Supervisor:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        self._lose_models("the engine was closed while it loaded the model")
         if self._link is not None:
             await self._link.close(politely=politely)
             self._link = None
@@ -195,11 +196,12 @@ class Supervisor:
                 await link.close(politely=False)
 
     async def _watch(self, link: EngineLink) -> None:
-        """Kills an engine that has said nothing for too long. Until it is ready it is given all the time it wants."""
+        """Kills an engine that has said nothing for too long. To load models it is given all the time it wants."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             silent = time.monotonic() - link.last_heard
-            if self._status is EngineStatus.READY and silent > self._policy.hang_seconds:
+            busy = self._status is not EngineStatus.READY or self._loading
+            if not busy and silent > self._policy.hang_seconds:
                 log.error("the engine hangs; it is killed", extra=fields(silent_seconds=round(silent, 1)))
                 link.kill()
 
@@ -249,9 +251,12 @@ class Supervisor:
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
             job.sink(messages.EngineLost(suspect=job.left_queue))
+        self._lose_models("the engine process died while it loaded the model")
+
+    def _lose_models(self, why: str) -> None:
         loading, self._loading = self._loading, {}
         for answer in loading.values():
-            answer.set_exception(ModelError("the engine process died while it loaded the model"))
+            answer.set_exception(ModelError(why))
 
     def _set_status(self, status: EngineStatus) -> None:
         if self._status is EngineStatus.CLOSED:
