@@ -195,6 +195,8 @@ def _digest(request: _Request) -> str:
     content: _Request = type(request).FromString(request.SerializeToString())
     content.ClearField("request_id")
     if isinstance(content, pb.GenerateStoryRequest):
-        content = pb.CreateStoryRequest(story=content.story, scheduling=content.scheduling)
+        # The two have the same fields with the same numbers, but for what happens to the stream.
+        content.ClearField("on_disconnect")
+        content = pb.CreateStoryRequest.FromString(content.SerializeToString())
     data = content.SerializeToString(deterministic=True)
     return hashlib.sha256(content.DESCRIPTOR.full_name.encode() + b"\0" + data).hexdigest()
