@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 from benchmarks.server.simulate import capacity, measure
@@ -19,7 +20,7 @@ STORIES = 500
 def main() -> None:
     print("| device | scheduler | in time | p50 s | p99 s | p99 slowdown |\n|---|---|---|---|---|---|")
     for scenario in SCENARIOS[:2]:
-        rules = {
+        rules: dict[str, AbstractContextManager[Any]] = {
             "as it is": nullcontext(),
             "no ageing": patch.object(open_story, "_AGEING", 0.0),
             "batches always filled": patch.object(scheduler, "worthwhile", lambda batch, *_: len(batch)),
@@ -27,8 +28,9 @@ def main() -> None:
         for name, change in rules.items():
             with change:
                 found = measure(Scheduler, scenario, LOAD * capacity(scenario), STORIES, seed=1)
+            in_time, slowdown = f"{100 * found['within_limit']:.0f} %", f"{found['slowdown_p99']:.1f}"
             seconds = f"{found['latency_p50']:.1f} | {found['latency_p99']:.0f}"
-            print(f"| {scenario.name} | {name} | {found['within_limit']:.0%} | {seconds} | {found['slowdown_p99']:.1f} |")
+            print(f"| {scenario.name} | {name} | {in_time} | {seconds} | {slowdown} |")
 
 
 if __name__ == "__main__":
