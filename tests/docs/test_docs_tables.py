@@ -2,12 +2,14 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from storyloom_server import options
@@ -15,16 +17,16 @@ from storyloom_server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server" / "storyloom_server"
-PAGES = sorted(
-    [
-        *(
-            ROOT / name
-            for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md", "weights/storyloom-mini/README.md")
-        ),
-        *(ROOT / "docs").rglob("*.md"),
-    ]
-)
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md", "weights/storyloom-mini/README.md")
+    ),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 _REASON = re.compile(r"[A-Z][A-Z_]{6,}")
+# Functions whose arguments in capitals are no reasons.
+_OTHER_CALLS = ("_option", "get", "removeprefix")
 
 
 def section(page: str, heading: str) -> str:
@@ -66,40 +68,39 @@ def test_every_option_is_described_with_its_default(group: Any) -> None:
 
 
 def test_every_metric_is_described_with_its_labels() -> None:
-    described = {
-        name.strip("`"): set(re.findall(r"\w+", labels)) for name, labels, _ in rows(section("server.md", "## Metrics"))
-    }
+    table = rows(section("server.md", "## Metrics"))
+    described = {name.strip("`"): set(re.findall(r"\w+", labels)) for name, labels, _ in table}
     metrics = Metrics("1", ["mini"])
     families = {
         f"{family.name}_total" if family.type == "counter" else family.name
         for family in text_string_to_metric_families(metrics.exposition().decode())
     }
     assert described.keys() == {name for name in families if not name.startswith("storyloom_process_")}
-    made = {
-        collector._name: set(collector._labelnames)
-        for collector in vars(metrics).values()
-        if hasattr(collector, "_labelnames")
-    }
-    for name, labels in made.items():
-        assert described[f"{name}_total" if f"{name}_total" in described else name] == labels, name
+    for made in vars(metrics).values():
+        if isinstance(made, MetricWrapperBase):
+            name = f"{made._name}_total" if isinstance(made, Counter) else made._name
+            assert described[name] == set(made._labelnames), name
 
 
 def reasons_in_code() -> Iterator[str]:
-    """Reasons are what calls in the server are given in capitals, and what errors.py calls so."""
+    """Reasons are what calls in the server are given in capitals, and the constants of errors.py."""
     for file in SERVER.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Assign) and file.name == "errors.py":
-                values: list[ast.expr] = [node.value]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("not_found", "NotFoundError"):
-                kinds = [each.value for each in node.args[:1] if isinstance(each, ast.Constant)]
-                yield from (f"{str(kind).upper()}_NOT_FOUND" for kind in kinds)
-                continue
-            elif isinstance(node, ast.Call) and not ast.unparse(node.func).endswith("environ.get"):
-                values = node.args
-            else:
-                continue
-            texts = (each.value for each in values if isinstance(each, ast.Constant) and isinstance(each.value, str))
-            yield from (text for text in texts if _REASON.fullmatch(text))
+            match node:
+                case ast.Assign(value=value) if file.name == "errors.py":
+                    yield from filter(_REASON.fullmatch, texts([value]))
+                case ast.Call(func=called, args=arguments, keywords=named):
+                    name = ast.unparse(called).split(".")[-1]
+                    if name in ("not_found", "NotFoundError"):
+                        yield from (f"{kind.upper()}_NOT_FOUND" for kind in texts(arguments[:1]))
+                    elif name not in _OTHER_CALLS:
+                        given = texts([*arguments, *(each.value for each in named)])
+                        yield from filter(_REASON.fullmatch, given)
+
+
+def texts(expressions: Iterable[ast.expr]) -> list[str]:
+    """Those that are string constants."""
+    return [each.value for each in expressions if isinstance(each, ast.Constant) and isinstance(each.value, str)]
 
 
 def test_every_reason_of_an_error_is_described() -> None:
