@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MEGAPIXEL = 2**20
 """Pixels of a 1024 x 1024 picture: the unit of all loads, so that coefficients are of a readable size."""
@@ -33,8 +34,7 @@ class Priority(enum.IntEnum):
     HIGH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What some stories ask of one batch step: numbers that add up.
 
     ``cross`` counts pairs of frames of a story that attend to each other (own ones included, per guidance branch) times
@@ -46,7 +46,7 @@ class Load:
     row_megapixels: float = 0.0
     cross: float = 0.0
 
-    def __add__(self, other: Load) -> Load:
+    def __add__(self, other: Load) -> Load:  # type: ignore[override]  # Loads add up; tuples would be joined.
         return Load(
             self.stories + other.stories,
             self.rows + other.rows,
