@@ -14,7 +14,7 @@ from storyloom_server.scheduler import Scheduler, Status
 from tests.server.null_backend import NullBackend, NullState
 
 REPORT_VARIABLE = "STORYLOOM_BENCH_REPORT"
-"""Environment variable with the file that ``TimedScheduler`` writes when its first story is finished."""
+"""Environment variable for ``TimedScheduler``: the number of stories, a colon, and the file that it writes."""
 
 STEP_SECONDS = 0.001
 
@@ -43,7 +43,7 @@ def _timed(name: str) -> Callable[..., Any]:
 
 
 class TimedScheduler(Scheduler):
-    """Measures the steps between the moment when all stories are encoded and the first one's last step."""
+    """Measures the steps between the moment when all stories are here and the end of the first one's last step."""
 
     next_work = _timed("next_work")
     expired = _timed("expired")
@@ -53,32 +53,31 @@ class TimedScheduler(Scheduler):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.seconds = 0.0
-        self._measured: list[int] = []
-        self._measured_from: tuple[float, float, float] | None = None
-        self._reported = False
+        count, _, path = os.environ[REPORT_VARIABLE].partition(":")
+        self._wanted, self._path = int(count), Path(path)
+        self._batch_sizes: list[int] = []
+        self._began: tuple[float, float, float] | None = None
 
     def stepped(self, story_ids: Sequence[str], seconds: float, peak_bytes: int | None = None) -> None:
-        """Counts the batch; the measurement begins with the first one in which nobody is waiting to be encoded."""
-        if self._measured_from is None and not any(
-            self.status(story) is not Status.DENOISING for story in self._stories
-        ):
-            self._measured_from = (time.process_time(), time.monotonic(), self.seconds)
-        elif self._measured_from is not None and not self._reported:
-            self._measured.append(len(story_ids))
+        """Counts the batch."""
+        if self._began is not None:
+            self._batch_sizes.append(len(story_ids))
+        elif len(self._stories) == self._wanted:
+            self._began = (time.process_time(), time.monotonic(), self.seconds)
         self._timed_stepped(story_ids, seconds, peak_bytes)
-        if self._measured and not self._reported and any(self.status(s) is not Status.DENOISING for s in story_ids):
+        if self._batch_sizes and any(self.status(story_id) is Status.DECODING for story_id in story_ids):
             self._report()
 
     def _report(self) -> None:
-        assert self._measured_from is not None
-        self._reported = True
-        cpu, wall, scheduler = self._measured_from
-        count = len(self._measured)
+        if self._began is None or self._path.exists():
+            return
+        cpu, wall, scheduler = self._began
+        count = len(self._batch_sizes)
         report = {
             "batches": count,
-            "stories_per_batch": sum(self._measured) / count,
+            "stories_per_batch": sum(self._batch_sizes) / count,
             "engine_cpu_ms": 1000 * (time.process_time() - cpu) / count,
             "wall_ms": 1000 * (time.monotonic() - wall) / count,
             "scheduler_cpu_ms": 1000 * (self.seconds - scheduler) / count,
         }
-        Path(os.environ[REPORT_VARIABLE]).write_text(json.dumps(report))
+        self._path.write_text(json.dumps(report))

@@ -28,6 +28,7 @@ from benchmarks.server import machine
 from benchmarks.server.measured import REPORT_VARIABLE
 from benchmarks.server.scrape import Scrape, free_port, quantile_between
 from storyloom.v1 import story_service_pb2 as pb
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server import messages
@@ -54,25 +55,25 @@ def job(steps: int) -> StoryJob:
     )  # fmt: skip
 
 
-def engine(count: int, steps: int, max_rows: int) -> dict[str, float]:
+def engine(count: int, story_steps: int, max_rows: int) -> dict[str, float]:
     """Milliseconds of a batch step of the engine process with ``count`` stories in flight."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[REPORT_VARIABLE] = str(Path(folder) / "report.json")
-        service_seconds, heard = asyncio.run(_run_engine(count, steps, max_rows))
-        report: dict[str, float] = json.loads(Path(os.environ.pop(REPORT_VARIABLE)).read_text())
-    middle = [[m for m in batch if isinstance(m, messages.BatchStepped)] for batch in heard]
-    middle = [batch for batch in middle if batch]
-    batches = sum(len(batch) for batch in middle)
-    report["wall_ms"] -= 1000 * sum(message.seconds for batch in middle for message in batch) / batches
+        path = Path(folder) / "report.json"
+        os.environ[REPORT_VARIABLE] = f"{count}:{path}"
+        service_seconds, heard = asyncio.run(_run_engine(count, story_steps, max_rows))
+        report: dict[str, float] = json.loads(path.read_text())
+    spoken = [batch for batch in heard if any(isinstance(message, messages.BatchStepped) for message in batch)]
+    steps = [message for batch in spoken for message in batch if isinstance(message, messages.BatchStepped)]
+    report["wall_ms"] -= 1000 * sum(message.seconds for message in steps) / len(steps)
     began = time.thread_time()
-    pickled = [pickle.dumps(batch) for batch in middle]
+    pickled = [pickle.dumps(batch) for batch in spoken]
     after = time.thread_time()
     for data in pickled:
         pickle.loads(data)  # noqa: S301 - our own
-    report["pickling_cpu_ms"] = 1000 * (after - began) / batches
-    report["unpickling_cpu_ms"] = 1000 * (time.thread_time() - after) / batches
-    report["service_cpu_ms"] = 1000 * service_seconds / sum(map(len, heard))
-    report["message_bytes"] = sum(map(len, pickled)) / batches
+    report["pickling_cpu_ms"] = 1000 * (after - began) / len(steps)
+    report["unpickling_cpu_ms"] = 1000 * (time.thread_time() - after) / len(steps)
+    report["service_cpu_ms"] = 1000 * service_seconds / len(steps)
+    report["message_bytes"] = sum(map(len, pickled)) / len(steps)
     report["loop_cpu_ms"] = report["engine_cpu_ms"] - report["scheduler_cpu_ms"] - report["pickling_cpu_ms"]
     return report
 
@@ -98,6 +99,7 @@ async def _run_engine(count: int, steps: int, max_rows: int) -> tuple[float, lis
         backend="benchmarks.server.measured:FreeRows",
         scheduler="benchmarks.server.measured:TimedScheduler",
         device="cpu",
+        execution=ExecutionOptions(),
         limits=Limits(max_rows=max_rows, max_active_stories=count, max_active_rows=max(max_rows, ROWS * count)),
         threads=1,
         log_level="warning",

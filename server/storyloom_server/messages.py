@@ -128,12 +128,14 @@ class QueueMoved:
 
 @dataclass(frozen=True, slots=True)
 class BatchStepped:
-    """One batch step, for metrics and for the service's copy of the cost model.
+    """One batch step: the step that each of its jobs has done now, and what metrics and the service's copy of the cost
+    model need. One message for all jobs: one for each would cost more than the rest of the loop.
 
     ``peak_bytes`` of device memory, where the device counts them. ``largest_story`` in row-megapixels: a larger one
     would not fit the device; None while that is not known.
     """
 
+    steps: Mapping[str, int]
     seconds: float
     rows: int
     jobs: int
@@ -153,14 +155,13 @@ class EncodingStarted:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The job has done ``step`` of ``steps`` denoising steps; 0 right after encoding.
+    """The job has done ``step`` of its denoising steps; 0 right after encoding.
 
     ``seconds``, ``batch_rows`` and ``batch_jobs`` are those of the batch step.
     """
 
     job_id: str
     step: int
-    steps: int
     seconds: float = 0.0
     batch_rows: int = 0
     batch_jobs: int = 0

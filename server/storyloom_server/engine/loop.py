@@ -183,7 +183,7 @@ class Engine:
             job.marks[Status.DENOISING] = time.monotonic()
             seconds = job.marks[Status.DENOISING] - began
             self._scheduler.encoded(job_id, seconds=seconds, done_steps=job.state.step_index)
-            self._tell(messages.Stepped(job_id, job.state.step_index, job.state.steps))
+            self._tell(messages.Stepped(job_id, job.state.step_index))
             if job.state.done:
                 self._start_decoding(backend, job_id, job)
 
@@ -217,9 +217,9 @@ class Engine:
         ]
         if not stepped:
             return
-        batch = self._report_batch(backend, stepped, seconds)
+        self._report_batch(backend, stepped, seconds)
         for job_id in stepped:
-            self._after_step(backend, job_id, batch)
+            self._after_step(backend, job_id)
 
     def _after_failed_step(
         self, backend: Backend, job_ids: Sequence[str], steps_before: dict[str, int], error: Exception
@@ -236,14 +236,16 @@ class Engine:
             with self._failing_alone(job_id):
                 backend.step([self._jobs[job_id].encoded])
 
-    def _report_batch(self, backend: Backend, stepped: Sequence[str], seconds: float) -> messages.BatchStepped:
+    def _report_batch(self, backend: Backend, stepped: Sequence[str], seconds: float) -> None:
         peak = backend.take_peak_bytes()
         self._scheduler.stepped(stepped, seconds=seconds, peak_bytes=peak)
-        first = self._jobs[stepped[0]].submit.job
+        jobs = [self._jobs[job_id] for job_id in stepped]
+        first = jobs[0].submit.job
         batch = messages.BatchStepped(
+            steps={job.submit.job_id: job.encoded.step_index for job in jobs if job.encoded.error is None},
             seconds=seconds,
-            rows=sum(self._jobs[job_id].spec.shape.rows for job_id in stepped),
-            jobs=len(stepped),
+            rows=sum(job.spec.shape.rows for job in jobs),
+            jobs=len(jobs),
             width=first.width,
             height=first.height,
             peak_bytes=peak,
@@ -251,15 +253,13 @@ class Engine:
             largest_story=self._memory.largest_story(),
         )
         self._tell(batch)
-        return batch
 
-    def _after_step(self, backend: Backend, job_id: str, batch: messages.BatchStepped) -> None:
+    def _after_step(self, backend: Backend, job_id: str) -> None:
         job = self._jobs[job_id]
         state = job.encoded
         if state.error is not None:
             self._fail(job_id, "STORY_DIVERGED", f"{state.error}; try another seed or a lower guidance scale")
             return
-        self._tell(messages.Stepped(job_id, state.step_index, state.steps, batch.seconds, batch.rows, batch.jobs))
         if state.done:
             self._start_decoding(backend, job_id, job)
             return
