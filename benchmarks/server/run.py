@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="into which these seconds are divided")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.server.run " + " ".join(sys.argv[1:]),
         "hardware": machine.facts(),
         "slowdown_limit": SLOWDOWN_LIMIT,

@@ -56,7 +56,7 @@ def random_story(draw: random.Random, *words: str, steps: int | None = None) -> 
 def whole(channel: grpc.Channel, draw: random.Random) -> bool:
     asked = random_story(draw)
     events = list(generate(channel, asked))
-    return events[-1].HasField("done") and sum(event.HasField("frame") for event in events) == len(asked.frames)
+    return bool(events[-1].HasField("done")) and sum(event.HasField("frame") for event in events) == len(asked.frames)
 
 
 def cancelled(channel: grpc.Channel, draw: random.Random) -> bool:
@@ -111,7 +111,7 @@ def with_a_kept_character(channel: grpc.Channel, draw: random.Random) -> bool:
     asked = random_story(draw)
     asked.characters.append(story_pb2.Character(name="kim", character_id=kept))
     asked.frames[0].prompt = "{kim} runs"
-    done = list(generate(channel, asked))[-1].HasField("done")
+    done = bool(list(generate(channel, asked))[-1].HasField("done"))
     stub.DeleteCharacter(character_service_pb2.DeleteCharacterRequest(character_id=kept), timeout=60)
     return done
 
@@ -131,7 +131,7 @@ def refused(channel: grpc.Channel, draw: random.Random) -> bool:
         draw.randbytes(200),
     )
     try:
-        channel.unary_unary(path)(draw.choice(bad), timeout=60)
+        channel.unary_unary(path, bytes, bytes)(draw.choice(bad), timeout=60)
     except grpc.RpcError as error:
         return error.code() is grpc.StatusCode.INVALID_ARGUMENT
     return False

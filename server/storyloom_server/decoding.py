@@ -19,7 +19,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class RequestDecoder(grpc.aio.ServerInterceptor):
+class RequestDecoder(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # Generic only to the stubs.
     """Interceptor for ``grpc.aio.server(interceptors=[...])``; reads what ``async`` methods with one request get."""
 
     async def intercept_service(
