@@ -104,6 +104,7 @@ async def _run_engine(count: int, steps: int, max_rows: int) -> tuple[float, lis
         threads=1,
         log_level="warning",
         log_format="text",
+        log_prompts=False,
     )
     link = EngineLink(options, hear)
     link.start()

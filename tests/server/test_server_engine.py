@@ -1,4 +1,4 @@
-"""The engine's loop, in a thread of the test and with a backend that has no model: what it says, and what it survives."""
+"""The engine's loop, in a thread and with a backend that has no model: what it says, and what it survives."""
 
 import threading
 import time

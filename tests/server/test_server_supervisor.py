@@ -251,7 +251,7 @@ def test_closing_leaves_no_process_whatever_the_moment(pids: Pids, moment: str) 
         supervisor = Supervisor(engine_options(), RestartPolicy())
         supervisor.start()
         if moment == "starting":
-            while not pids.all:
+            while not pids.all:  # noqa: ASYNC110 - a list has no event.
                 await asyncio.sleep(0)
         else:
             await supervisor.wait_for(READY)
@@ -261,7 +261,7 @@ def test_closing_leaves_no_process_whatever_the_moment(pids: Pids, moment: str) 
         if moment in ("killed", "restarting"):
             pids.kill()
         if moment == "restarting":
-            while len(pids.all) < 2:
+            while len(pids.all) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         waiting = asyncio.create_task(supervisor.wait_for(FAILED))
         await supervisor.close()
@@ -294,9 +294,7 @@ def test_a_hung_engine_is_killed(pids: Pids) -> None:
     assert len(pids.all) == 2
 
 
-def test_an_engine_that_loads_a_large_model_is_not_taken_for_hung(
-    pids: Pids, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_loads_a_large_model_is_not_taken_for_hung(pids: Pids, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORYLOOM_TEST_LOAD_SECONDS", "5")
 
     async def run() -> None:
