@@ -3,7 +3,7 @@
 The engine's unit of work is the **job**: a story, or one window of a long one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -144,6 +144,11 @@ class BatchStepped:
     peak_bytes: int | None
     coefficients: CostCoefficients
     largest_story: float | None
+
+    def by_job(self) -> "Iterator[Stepped]":
+        """What happened to each of the jobs."""
+        for job_id, step in self.steps.items():
+            yield Stepped(job_id, step, self.seconds, self.rows, self.jobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,9 +223,8 @@ class Supervisor:
                 case messages.BatchStepped():
                     self.coefficients, self.largest_story = message.coefficients, message.largest_story
                     self._on_batch(message)
-                    for job_id, step in message.steps.items():
-                        stepped = messages.Stepped(job_id, step, message.seconds, message.rows, message.jobs)
-                        self._hand_over(job_id, stepped)
+                    for stepped in message.by_job():
+                        self._hand_over(stepped.job_id, stepped)
                 case messages.Beat():
                     pass
                 case _:

@@ -57,6 +57,7 @@ def engine_options(*models: ModelSpec, max_rows: int = 16, max_active_stories: i
         threads=None,
         log_level="info",
         log_format="text",
+        log_prompts=False,
     )
 
 

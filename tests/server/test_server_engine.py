@@ -51,7 +51,8 @@ class Loop:
         while True:
             assert self.connection.poll(60), "the engine is silent"
             news = self.connection.recv()
-            self.heard += news
+            for message in news:
+                self.heard += message.by_job() if isinstance(message, messages.BatchStepped) else [message]
             found = next(filter(wanted, news), None)
             if found is not None:
                 return found
