@@ -1,4 +1,4 @@
-"""Whole servers on one PostgreSQL and one folder of pictures: each answers for every story and takes over the others'."""
+"""Whole servers on one PostgreSQL and one folder of pictures: each answers for every story, and takes over others."""
 
 import io
 import signal
