@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 SLOWDOWN_LIMIT = 3.0
 NAMES = {"steps": "step scheduler", "requests": "request-level batching (b)", "one": "one story at a time (a)"}
@@ -69,12 +70,8 @@ def _three(found: Mapping[str, float], name: str) -> str:
 
 
 def write_page(result: Mapping[str, Any], path: Path) -> None:
-    hardware = result["hardware"]
-    versions = ", ".join(f"{name} {version}" for name, version in hardware["versions"].items())
     lines = [
         "# A server under open-loop load", "",
-        f"`{result['command']}`; {hardware['cores']} cores of {hardware['processor']}, load average "
-        f"{hardware['load_average']:.1f} at the end; {versions}.", "",
         f"Poisson arrivals, the same for each scheduler; latency from the intended start. In time: within "
         f"{result['slowdown_limit']:g} times the time of such a story on an idle server. Batches have at most "
         f"{result['max_rows']} rows. Request-level batching gathers for 50 ms and batches equal step counts.", "",
@@ -82,8 +79,12 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
     ]  # fmt: skip
     for name, part in result["parts"].items():
         solo = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in part["solo_seconds"].items())
+        hardware = part["hardware"]
+        versions = ", ".join(f"{package} {version}" for package, version in hardware["versions"].items())
         lines += [
             f"## {name}", "",
+            f"`{part['command']}`; {hardware['cores']} cores of {hardware['processor']}, load average "
+            f"{hardware['load_average']:.1f} at the end; {versions}.", "",
             f"Steps: {part['about']}. Capacity {part['capacity']:.2f} stories/s; alone: {solo}. Stories came for "
             f"{part['seconds']:g} s at each load.", "",
             *table(part), "",
@@ -97,6 +98,7 @@ _PANELS: tuple[tuple[str, Callable[[Mapping[str, float]], float], str, bool], ..
     ("slowdown, p95", lambda found: found["slowdown_p95"], "-", True),
     ("first step, s, p50", lambda found: found["first_step_p50"], "-", True),
 )
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
@@ -116,6 +118,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             panel.grid(alpha=0.3)
             if logarithmic:
                 panel.set_yscale("log")
+                panel.yaxis.set_major_formatter(_PLAIN)
+                panel.yaxis.set_minor_formatter(_PLAIN)
             else:
                 panel.set_ylim(bottom=0)
             if title.startswith("goodput"):

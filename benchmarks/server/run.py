@@ -92,7 +92,15 @@ def measure(part: Part, seconds: float, rounds: int) -> dict[str, Any]:
                 for name, outcomes in _compare(addresses, schedule, turn=round_, at_once=part.at_once).items():
                     stories += [_record(name, load, round_, outcome, solo) for outcome in outcomes]
                 print(f"{part.name}: round {round_ + 1}, load {load}: {len(schedule)} stories each", flush=True)
-    return {"about": part.about, "solo_seconds": solo, "capacity": capacity, "seconds": seconds, "stories": stories}
+    return {
+        "about": part.about,
+        "command": "python -m benchmarks.server.run " + " ".join(sys.argv[1:]),
+        "hardware": machine.facts(),
+        "solo_seconds": solo,
+        "capacity": capacity,
+        "seconds": seconds,
+        "stories": stories,
+    }
 
 
 def _start(stack: ExitStack, part: Part, scheduler: str) -> str:
@@ -155,25 +163,23 @@ def _record(name: str, load: float, round_: int, outcome: Outcome, solo: Mapping
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS])
+    names = [part.name for part in PARTS]
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="others stay in the result as they are"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="in which stories come, at each load")
     parser.add_argument("--rounds", type=int, default=2, help="into which these seconds are divided")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.server.run " + " ".join(sys.argv[1:]),
-        "hardware": machine.facts(),
-        "slowdown_limit": SLOWDOWN_LIMIT,
-        "max_rows": MAX_ROWS,
-        "parts": {
-            part.name: measure(part, options.seconds, options.rounds) for part in PARTS if part.name in options.parts
-        },
-    }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "load.json").write_text(json.dumps(result, indent=1) + "\n")
+    path = options.out / "load.json"
+    parts: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
+    parts |= {part.name: measure(part, options.seconds, options.rounds) for part in PARTS if part.name in options.parts}
+    result = {"slowdown_limit": SLOWDOWN_LIMIT, "max_rows": MAX_ROWS, "parts": parts}
+    path.write_text(json.dumps(result, indent=1) + "\n")
     write_page(result, options.out / "load.md")
     plot(result, options.out / "load.png")
-    for name, part in result["parts"].items():
+    for name, part in parts.items():
         print(f"\n{name}\n" + "\n".join(table(part)))
 
 
