@@ -56,10 +56,17 @@ class Desk:
         gate: knows the tenants of adopted stories.
         tracing: begins the trace of each story.
         admission: which stories may be accepted.
+        keep_seconds: how long ended stories are kept.
     """
 
     def __init__(
-        self, workshop: Workshop, catalog: ModelCatalog, gate: Gate, tracing: Tracing, admission: Admission
+        self,
+        workshop: Workshop,
+        catalog: ModelCatalog,
+        gate: Gate,
+        tracing: Tracing,
+        admission: Admission,
+        keep_seconds: float,
     ) -> None:
         self._workshop = workshop
         self._store: Store = workshop.store
@@ -68,6 +75,7 @@ class Desk:
         self._gate = gate
         self._tracing = tracing
         self._admission = admission
+        self._keep_seconds = keep_seconds
         self._runs: dict[str, StoryRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._idle = asyncio.Event()
@@ -181,7 +189,8 @@ class Desk:
         story = await self._store.read(journal.get, story_id, tenant.name)
         events = [logged(stored) for stored in await self._stored_events(story_id)]
         complete = [await self.complete(event) if pictures else event.event for event in events]
-        record = story_records.public_record(story, await self._store.read(journal.request, story_id), complete)
+        request = await self._store.read(journal.request, story_id)
+        record = story_records.public_record(story, request, complete, self._keep_seconds)
         run = self._runs.get(story_id)
         if run is not None:
             record.last_sequence = max(record.last_sequence, run.log.last_sequence)
@@ -274,6 +283,8 @@ class Desk:
                 continue
             log.info("story adopted", extra=fields(story_id=story.id, crashes=story.crashes))
             self._start(adopted)
+            if story.cancel_requested:
+                self._runs[story.id].stop(errors.story_cancelled())
 
     async def _restore(self, story: Story) -> AcceptedStory:
         """An accepted story from what was stored of it."""

@@ -313,8 +313,8 @@ def refused(refusal: Refused, *, open_stories: int, left_seconds: float | None) 
             return queue_full(open_stories, retry)
 
 
-def from_store(error: StoreError) -> StoryError:
-    """What the store said, as clients see it."""
+def from_store(error: StoreError, tenant: str) -> StoryError:
+    """What the store said to a call of ``tenant``, as clients see it."""
     match error:
         case NotFoundError():
             return not_found(error.what, error.name, "it never was, or its time to be kept is over")
@@ -322,7 +322,7 @@ def from_store(error: StoreError) -> StoryError:
             return request_id_reused(error.request_id)
         case QuotaExceededError():
             return quota_exceeded(
-                "QUOTA_EXCEEDED", "", str(error), limit=error.limit, retry_seconds=_QUEUE_RETRY_SECONDS
+                "QUOTA_EXCEEDED", tenant, str(error), limit=error.limit, retry_seconds=_QUEUE_RETRY_SECONDS
             )
         case PageTokenError():
             return invalid_request([Violation("page_token", str(error))])
@@ -330,6 +330,15 @@ def from_store(error: StoreError) -> StoryError:
             return _unavailable("STORAGE_FULL", "the server's storage is full; try another server", retry_seconds=30.0)
         case _:
             return _unavailable("STORE_UNAVAILABLE", "the server's store does not answer; try again", retry_seconds=2.0)
+
+
+def storage_damaged() -> StoryError:
+    """What was made of a story before a restart cannot be read any more."""
+    return StoryError(
+        grpc.StatusCode.DATA_LOSS,
+        "STORAGE_DAMAGED",
+        "the server's storage has lost a part of this story; send it again with a new request_id",
+    )
 
 
 def job_failed(reason: str, message: str) -> StoryError:

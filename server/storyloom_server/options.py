@@ -129,7 +129,7 @@ class EngineGroup(BaseModel):
         120, "SECONDS", "Silence after which the engine process is taken for hung and is restarted.", gt=0
     )
     max_restarts: int = _option(
-        5, "N", "Restarts of the engine process in a row, without a story done, before the server gives up.", ge=0
+        5, "N", "Restarts of the engine process, each within a minute of the last, before the server gives up.", ge=0
     )
 
 
@@ -156,7 +156,7 @@ class StoreGroup(BaseModel):
         168, "HOURS", "Age at which finished stories are removed; 0: never.", ge=0, allow_inf_nan=False
     )
     tenant_quota_mib: float = _option(
-        0, "MIB", "Stored pictures of one tenant, unless the tokens file says more; 0: no limit.", ge=0
+        0, "MIB", "Size of one tenant's stories above which its oldest ended ones are removed; 0: no limit.", ge=0
     )
     checkpoint_steps: int = _option(
         5, "N", "Steps between checkpoints, from which stories go on after a crash; 0: from the start.", ge=0
@@ -166,16 +166,6 @@ class StoreGroup(BaseModel):
     @classmethod
     def _default_folder(cls, value: Any) -> Any:
         return state_home() if value is None else value
-
-    @property
-    def database(self) -> str:
-        """URL of the database."""
-        return self.database_url or f"sqlite:///{self.state_folder.absolute() / 'stories.sqlite'}"
-
-    @property
-    def pictures(self) -> str:
-        """URL of the pictures' folder."""
-        return self.pictures_url or str(self.state_folder.absolute() / "pictures")
 
 
 class SafetyGroup(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 from collections.abc import Coroutine
@@ -103,7 +104,7 @@ class StoryServer:
         )
         metrics, gate, safety = operations.metrics, operations.gate, operations.safety
         workshop = Workshop(store, self._engine, self._encoders, metrics, safety, options.checkpoint_steps)
-        self._desk = Desk(workshop, catalog, gate, operations.tracing, _admission(options))
+        self._desk = Desk(workshop, catalog, gate, operations.tracing, _admission(options), _keep_seconds(options))
         metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # The stubs lack it.
         self._serving_changed = asyncio.Event()
@@ -192,7 +193,7 @@ class StoryServer:
         """Deletes what need not be kept any longer, every few minutes."""
         options = self._options
         policy = RetentionPolicy(
-            keep_seconds=options.retention_hours * 3600 if options.retention_hours else float("inf"),
+            keep_seconds=_keep_seconds(options),
             tenant_bytes=int(options.tenant_quota_mib * _MIB) or None,
         )
         sweeper = Sweeper(self._store, policy)
@@ -267,6 +268,11 @@ def _execution(options: ServerOptions) -> ExecutionOptions:
         cuda_graphs=options.cuda_graphs and on_gpu,
         channels_last=on_gpu,
     )
+
+
+def _keep_seconds(options: ServerOptions) -> float:
+    """How long ended stories are kept."""
+    return options.retention_hours * 3600 if options.retention_hours else math.inf
 
 
 def _admission(options: ServerOptions) -> Admission:

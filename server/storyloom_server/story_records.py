@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,16 @@ def read_request(stored: bytes) -> tuple[story_pb2.Story, frozenset[int]]:
     return record.story, frozenset(frame.frame_index for frame in record.frames)
 
 
-def public_record(story: Story, request: bytes, events: Iterable[pb.GenerateStoryResponse]) -> pb.StoryRecord:
+def public_record(
+    story: Story, request: bytes, events: Iterable[pb.GenerateStoryResponse], keep_seconds: float
+) -> pb.StoryRecord:
     """A story as clients see it.
 
     Args:
         story: its row.
         request: what ``stored_request`` made.
         events: those that are stored; frames and the result are taken from them.
+        keep_seconds: how long ended stories are kept; infinite for ever.
     """
     asked, _ = read_request(request)
     record = pb.StoryRecord(
@@ -51,7 +55,7 @@ def public_record(story: Story, request: bytes, events: Iterable[pb.GenerateStor
         story=asked,
         create_time=_timestamp(story.created_at),
         finish_time=_timestamp(story.finished_at),
-        expire_time=_timestamp(story.expires_at),
+        expire_time=_timestamp(_expiry(story, keep_seconds)),
         parent_story_id=story.parent_id or "",
         last_sequence=story.sequence_reserved,
         failure=_failure(story),
@@ -64,6 +68,12 @@ def public_record(story: Story, request: bytes, events: Iterable[pb.GenerateStor
             record.done.CopyFrom(event.done)
     record.frames.sort(key=lambda frame: frame.frame_index)
     return record
+
+
+def _expiry(story: Story, keep_seconds: float) -> float | None:
+    if story.finished_at is None or math.isinf(keep_seconds):
+        return story.expires_at
+    return story.expires_at or story.finished_at + keep_seconds
 
 
 def _failure(story: Story) -> pb.StoryFailure | None:

@@ -34,6 +34,7 @@ from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Progress
 from storyloom_server.store import Artifact, ArtifactKind, NewEvent, Store, StoryState, Transaction, journal, leases
 from storyloom_server.store.errors import (
+    BlobDamagedError,
     BlobMissingError,
     NotFoundError,
     StorageFullError,
@@ -121,9 +122,10 @@ class StoryRun:
             outcome = await self._run()
         except StoryLostError:
             outcome = "taken over"
+            self._count("lost")
             self.log.close(errors.story_moved())
         finally:
-            self._trace.end(outcome)
+            self._trace.end(outcome, error=None if outcome == "done" else outcome)
             log.info("story closed", extra=fields(story_id=self.story.story_id, outcome=outcome))
 
     def _count(self, outcome: Outcome) -> None:
@@ -158,7 +160,11 @@ class StoryRun:
         for event in self.story.events:
             if event.event.HasField("frame"):
                 index = event.event.frame.frame_index
-                self._frames[index] = FinishedFrame.from_bytes(await self._load(ArtifactKind.LATENTS, index))
+                try:
+                    data = await self._load(ArtifactKind.LATENTS, index)
+                except (NotFoundError, BlobMissingError, BlobDamagedError) as error:
+                    raise errors.storage_damaged() from error
+                self._frames[index] = FinishedFrame.from_bytes(data)
         if not self.story.events:
             plan = self.story.plan
             accepted = pb.StoryAccepted(
@@ -172,7 +178,7 @@ class StoryRun:
             try:
                 picture = await self._load(ArtifactKind.PICTURE, index, self.story.parent_id)
                 data = await self._load(ArtifactKind.LATENTS, index, self.story.parent_id)
-            except (NotFoundError, BlobMissingError) as error:
+            except (NotFoundError, BlobMissingError, BlobDamagedError) as error:
                 raise errors.story_failed("PARENT_GONE", "the story that this one goes on from was deleted") from error
             await self._keep_frame(index, FinishedFrame.from_bytes(data), picture, reused=True)
 
@@ -339,6 +345,9 @@ class StoryRun:
         try:
             data = await self._load(ArtifactKind.CHECKPOINT, window.frames[0])
         except NotFoundError:
+            return None, 0
+        except (BlobMissingError, BlobDamagedError) as error:
+            log.error("a checkpoint is lost", extra=fields(story_id=self.story.story_id, why=error))
             return None, 0
         return data[4:], int.from_bytes(data[:4], "little")
 

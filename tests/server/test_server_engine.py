@@ -52,7 +52,8 @@ class Loop:
             assert self.connection.poll(60), "the engine is silent"
             news = self.connection.recv()
             for message in news:
-                self.heard += message.by_job() if isinstance(message, messages.BatchStepped) else [message]
+                self.heard.append(message)
+                self.heard += message.by_job() if isinstance(message, messages.BatchStepped) else ()
             found = next(filter(wanted, news), None)
             if found is not None:
                 return found

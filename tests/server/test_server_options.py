@@ -171,8 +171,6 @@ def test_the_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     options = ServerOptions()
     assert options.state_folder == Path("/var/state/storyloom")
-    assert options.database == "sqlite:////var/state/storyloom/stories.sqlite"
-    assert options.pictures == "/var/state/storyloom/pictures"
     monkeypatch.setenv("XDG_STATE_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", "/home/me")
     assert ServerOptions().state_folder == Path("/home/me/.local/state/storyloom")

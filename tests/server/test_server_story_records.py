@@ -1,6 +1,7 @@
 """Stories between the store and their clients: what goes in comes out, and clients see what they should."""
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from storyloom_server.store import Event, Story, StoryState
 from storyloom_server.story_records import public_record, read_request, stored_request
 from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.serving import story
+
+KEPT = 3600.0
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def events() -> list[pb.GenerateStoryResponse]:
 def test_clients_see_a_finished_story_with_its_frames_in_order(catalog: ModelCatalog) -> None:
     asked = accepted(catalog, story("a dog", "a cat"))
     finished = row(StoryState.FINISHED, finished_at=1010.25, expires_at=2000.0, parent_id="parent")
-    record = public_record(finished, stored_request(asked), events())
+    record = public_record(finished, stored_request(asked), events(), KEPT)
     assert (record.story_id, record.state, record.parent_story_id) == ("id", pb.STORY_STATE_FINISHED, "parent")
     assert record.story == asked.plan.story
     assert [frame.prompt for frame in record.frames] == ["a dog", "a cat"]
@@ -109,9 +112,17 @@ def test_clients_see_a_finished_story_with_its_frames_in_order(catalog: ModelCat
     assert not record.HasField("failure")
 
 
+def test_a_story_is_kept_for_so_long_after_its_end(catalog: ModelCatalog) -> None:
+    request = stored_request(accepted(catalog, story("a dog")))
+    kept = public_record(row(StoryState.FINISHED, finished_at=1010.0, expires_at=None), request, (), KEPT)
+    assert kept.expire_time.ToSeconds() == 4610
+    for_ever = public_record(row(StoryState.FINISHED, finished_at=1010.0, expires_at=None), request, (), math.inf)
+    assert not for_ever.HasField("expire_time")
+
+
 def test_an_open_story_has_no_end(catalog: ModelCatalog) -> None:
     request = stored_request(accepted(catalog, story("a dog")))
-    record = public_record(row(sequence_reserved=257), request, events()[:2])
+    record = public_record(row(sequence_reserved=257), request, events()[:2], KEPT)
     assert record.state == pb.STORY_STATE_RUNNING
     assert not any(record.HasField(field) for field in ("finish_time", "expire_time", "done", "failure"))
     # Clients may have seen numbers up to the reserved one.
@@ -125,7 +136,7 @@ def test_an_open_story_has_no_end(catalog: ModelCatalog) -> None:
 def test_a_failed_story_says_why(catalog: ModelCatalog, error: errors.StoryError) -> None:
     request = stored_request(accepted(catalog, story("a dog")))
     failed = row(StoryState.FAILED, finished_at=1001.0, error=error.to_bytes())
-    failure = public_record(failed, request, ()).failure
+    failure = public_record(failed, request, (), KEPT).failure
     assert (failure.reason, failure.message) == (error.reason, error.message)
     assert failure.code == error.code.value[0]
     back = errors.StoryError.from_bytes(error.to_bytes())
@@ -136,7 +147,7 @@ def test_a_failed_story_says_why(catalog: ModelCatalog, error: errors.StoryError
 def test_a_cancelled_story_is_no_failure(catalog: ModelCatalog) -> None:
     request = stored_request(accepted(catalog, story("a dog")))
     cancelled = row(StoryState.CANCELLED, finished_at=1001.0, error=errors.story_cancelled().to_bytes())
-    record = public_record(cancelled, request, ())
+    record = public_record(cancelled, request, (), KEPT)
     assert record.state == pb.STORY_STATE_CANCELLED
     assert not record.HasField("failure")
     assert errors.StoryError.from_bytes(errors.story_cancelled().to_bytes()).code is grpc.StatusCode.CANCELLED
@@ -144,7 +155,7 @@ def test_a_cancelled_story_is_no_failure(catalog: ModelCatalog) -> None:
 
 def test_every_state_of_the_store_has_a_name_for_clients(catalog: ModelCatalog) -> None:
     request = stored_request(accepted(catalog, story("a dog")))
-    seen = [public_record(row(state), request, ()).state for state in StoryState]
+    seen = [public_record(row(state), request, (), KEPT).state for state in StoryState]
     assert len(set(seen)) == len(StoryState)
     assert pb.STORY_STATE_UNSPECIFIED not in seen
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from storyloom_server import errors
+from storyloom_server.authentication import current_tenant
 from storyloom_server.store.errors import StoreError
 from storyloom_server.violations import Violation
 
@@ -30,7 +31,7 @@ def answered(
         except errors.StoryError as error:
             failure = error
         except StoreError as error:
-            failure = errors.from_store(error)
+            failure = errors.from_store(error, current_tenant().name)
         await errors.abort(context, failure)
 
     return answer

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 import grpc
@@ -18,7 +18,9 @@ from storyloom_server.metrics import Metrics
 from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.services.calls import Context, answered, page_size
 from storyloom_server.store import StoryState
+from storyloom_server.store.errors import StoreError
 from storyloom_server.tenants import Tenant
+from storyloom_server.violations import Violation
 
 log = logging.getLogger("storyloom.service")
 
@@ -53,13 +55,12 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Accepts a story and streams it. Errors before the first event are sent as trailers only, so that a client may
         retry.
         """
-        began = time.monotonic()
-        tenant = self._counted_tenant()
-        order = await self._orders.new_story(tenant, request, call_seconds=context.time_remaining())
-        story_id = await self._accept(tenant, order, context)
-        waits = _Waits(self._metrics, began)
+        waits = _Waits(self._metrics)
+        story_id = await self._place(
+            context, lambda tenant: self._orders.new_story(tenant, request, call_seconds=context.time_remaining())
+        )
         try:
-            async for event in self._events(story_id, tenant, 0):
+            async for event in self._events(story_id, current_tenant(), 0):
                 await context.write(event)
                 waits.sent(event)
         except BaseException as error:
@@ -71,9 +72,8 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     @answered
     async def CreateStory(self, request: pb.CreateStoryRequest, context: Context) -> pb.CreateStoryResponse:  # noqa: N802
         """Accepts a story."""
-        tenant = self._counted_tenant()
-        story_id = await self._accept(tenant, await self._orders.new_story(tenant, request), context)
-        return pb.CreateStoryResponse(story=await self._desk.record(story_id, tenant))
+        story_id = await self._place(context, lambda tenant: self._orders.new_story(tenant, request))
+        return pb.CreateStoryResponse(story=await self._desk.record(story_id, current_tenant()))
 
     @answered
     async def WatchStory(self, request: pb.WatchStoryRequest, context: Context) -> None:  # noqa: N802
@@ -95,7 +95,9 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     async def ListStories(self, request: pb.ListStoriesRequest, context: Context) -> pb.ListStoriesResponse:  # noqa: N802
         """The tenant's stories, newest first."""
         tenant = current_tenant()
-        state = _STATES.get(request.state)
+        if request.state not in _STATES:
+            raise errors.invalid_request([Violation("state", f"state {int(request.state)} is unknown; leave it out")])
+        state = _STATES[request.state]
         stories, next_token = await self._desk.list(tenant, state, page_size(request.page_size), request.page_token)
         return pb.ListStoriesResponse(stories=stories, next_page_token=next_token)
 
@@ -109,32 +111,34 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     @answered
     async def ExtendStory(self, request: pb.ExtendStoryRequest, context: Context) -> pb.ExtendStoryResponse:  # noqa: N802
         """Accepts a story that goes on from a finished one."""
-        tenant = self._counted_tenant()
-        parent = await self._desk.record(request.story_id, tenant)
-        story_id = await self._accept(tenant, await self._orders.extension(tenant, request, parent), context)
-        return pb.ExtendStoryResponse(story=await self._desk.record(story_id, tenant))
+
+        async def extension(tenant: Tenant) -> Order:
+            return await self._orders.extension(tenant, request, await self._desk.record(request.story_id, tenant))
+
+        story_id = await self._place(context, extension)
+        return pb.ExtendStoryResponse(story=await self._desk.record(story_id, current_tenant()))
 
     @answered
     async def RedoFrame(self, request: pb.RedoFrameRequest, context: Context) -> pb.RedoFrameResponse:  # noqa: N802
         """Accepts a story that differs from a finished one in one frame."""
-        tenant = self._counted_tenant()
-        parent = await self._desk.record(request.story_id, tenant)
-        story_id = await self._accept(tenant, await self._orders.redone_frame(tenant, request, parent), context)
-        return pb.RedoFrameResponse(story=await self._desk.record(story_id, tenant))
 
-    def _counted_tenant(self) -> Tenant:
-        """The tenant that asks for a story, which counts against its rate."""
+        async def redone(tenant: Tenant) -> Order:
+            return await self._orders.redone_frame(tenant, request, await self._desk.record(request.story_id, tenant))
+
+        story_id = await self._place(context, redone)
+        return pb.RedoFrameResponse(story=await self._desk.record(story_id, current_tenant()))
+
+    async def _place(self, context: Context, order: Callable[[Tenant], Awaitable[Order]]) -> str:
+        """Has an order accepted, and returns the story's id. A refusal is counted."""
         tenant = current_tenant()
-        self._gate.count_story(tenant)
-        return tenant
-
-    async def _accept(self, tenant: Tenant, order: Order, context: Context) -> str:
         try:
-            return await self._desk.accept(tenant, order, tuple(context.invocation_metadata() or ()))
-        except errors.StoryError as error:
-            self._metrics.request_rejected(error.reason)
-            log.info("story refused", extra=fields(reason=error.reason))
-            raise
+            self._gate.count_story(tenant)
+            return await self._desk.accept(tenant, await order(tenant), tuple(context.invocation_metadata() or ()))
+        except (errors.StoryError, StoreError) as error:
+            refusal = error if isinstance(error, errors.StoryError) else errors.from_store(error, tenant.name)
+            self._metrics.request_rejected(refusal.reason)
+            log.info("story refused", extra=fields(reason=refusal.reason))
+            raise refusal from error
 
     async def _events(self, story_id: str, tenant: Tenant, after: int) -> AsyncIterator[pb.GenerateStoryResponse]:
         """A story's events with their pictures."""
@@ -145,9 +149,9 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
 class _Waits:
     """Measures how long a client waits for the first event and for the first picture."""
 
-    def __init__(self, metrics: Metrics, began: float) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._began = began
+        self._began = time.monotonic()
         self._events = 0
         self._pictures = 0
 

@@ -43,7 +43,7 @@ class QuotaExceededError(StoreError):
     """The tenant has as much as it may have. ``what`` is "size_bytes" or "open_stories"."""
 
     def __init__(self, what: str, used: int, limit: int) -> None:
-        super().__init__(f"{used} of {limit} {what} are in use; delete stories or wait until some are finished")
+        super().__init__(f"{used} of {limit} {what} are in use; wait until stories are finished, or too old to be kept")
         self.what = what
         self.used = used
         self.limit = limit
