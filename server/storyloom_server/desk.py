@@ -201,9 +201,10 @@ class Desk:
     ) -> tuple[Sequence[pb.StoryRecord], str]:
         """A page of the tenant's stories, newest first and without their frames; and the next page's token."""
         page = await self._store.read(journal.list_stories, tenant.name, state=state, size=size, token=token)
+        requests = [await self._store.read(journal.request, story.id) for story in page.items]
         records = [
-            story_records.public_record(story, await self._store.read(journal.request, story.id), ())
-            for story in page.items
+            story_records.public_record(story, request, (), self._keep_seconds)
+            for story, request in zip(page.items, requests, strict=True)
         ]
         return records, page.next_token
 

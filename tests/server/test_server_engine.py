@@ -50,10 +50,8 @@ class Loop:
         """Hears on to the first message for which ``wanted`` holds, and returns it."""
         while True:
             assert self.connection.poll(60), "the engine is silent"
-            news = self.connection.recv()
-            for message in news:
-                self.heard.append(message)
-                self.heard += message.by_job() if isinstance(message, messages.BatchStepped) else ()
+            news = [one for message in self.connection.recv() for one in (message, *_by_job(message))]
+            self.heard += news
             found = next(filter(wanted, news), None)
             if found is not None:
                 return found
@@ -80,6 +78,10 @@ class Loop:
         """Waits for the thread's end."""
         self._thread.join(60)
         assert not self._thread.is_alive()
+
+
+def _by_job(message: Any) -> Iterator[messages.Stepped]:
+    return message.by_job() if isinstance(message, messages.BatchStepped) else iter(())
 
 
 def null_backend(step_seconds: float = 0.0) -> NullBackend:
