@@ -57,7 +57,6 @@ def public_record(
         finish_time=_timestamp(story.finished_at),
         expire_time=_timestamp(_expiry(story, keep_seconds)),
         parent_story_id=story.parent_id or "",
-        last_sequence=story.sequence_reserved,
         failure=_failure(story),
     )
     for event in events:
