@@ -26,7 +26,6 @@ _Request: TypeAlias = pb.GenerateStoryRequest | pb.CreateStoryRequest | pb.Exten
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,36}")
 _PRIORITIES = {
-    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
     pb.PRIORITY_LOW: Priority.LOW,
     pb.PRIORITY_NORMAL: Priority.NORMAL,
     pb.PRIORITY_HIGH: Priority.HIGH,
@@ -138,7 +137,7 @@ class OrderTaker:
         found = Findings()
         _check_request_id(found, request.request_id)
         deadline_seconds = _deadline(found, request.scheduling)
-        priority = _priority(found, request.scheduling)
+        priority = _priority(found, request.scheduling, tenant)
         complete = await self._characters.fill_in(story, tenant)
         plan = plan_story(complete, self._catalog)
         if not isinstance(plan, StoryPlan):
@@ -181,7 +180,9 @@ def _deadline(found: Findings, scheduling: pb.Scheduling) -> float | None:
     return seconds
 
 
-def _priority(found: Findings, scheduling: pb.Scheduling) -> Priority:
+def _priority(found: Findings, scheduling: pb.Scheduling, tenant: Tenant) -> Priority:
+    if scheduling.priority == pb.PRIORITY_UNSPECIFIED:
+        return min(Priority.NORMAL, tenant.max_priority)
     priority = _PRIORITIES.get(scheduling.priority)
     if priority is None:
         known = ", ".join(pb.Priority.Name(number) for number in _PRIORITIES)
