@@ -67,7 +67,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             )
         self._catalog.remove(model)
         await self._desk.wait_unused(model.name)
-        self._engine.unload_model(model.name)
+        if self._catalog.find(model.name) is None:  # Nobody has loaded it again meanwhile.
+            self._engine.unload_model(model.name)
         return pb.UnloadModelResponse()
 
     @answered
