@@ -144,16 +144,28 @@ class StoryRun:
                 self._steps_before += self.story.plan.job.steps
             await self._done()
         except errors.StoryError as error:
-            cancelled = error.reason == errors.CANCELLED
-            state = StoryState.CANCELLED if cancelled else StoryState.FAILED
-            await self._write(journal.finish, self.story.story_id, state, error=error.to_bytes())
-            self._count("cancelled" if cancelled else "failed")
-            if error.reason == errors.DEADLINE_EXCEEDED:
-                self._workshop.metrics.deadline_missed()
-            self.log.close(error)
-            return error.reason.lower()
+            return await self._fail(error)
+        except StoryLostError:
+            raise
+        except Exception:
+            # Left open, it would break again in every server that adopts it, and its readers would wait for ever.
+            log.exception("a story's run broke", extra=fields(story_id=self.story.story_id))
+            return await self._fail(
+                errors.story_failed("SERVER_ERROR", "the server made a mistake with this story; see its log")
+            )
         self._count("done")
         return "done"
+
+    async def _fail(self, error: errors.StoryError) -> str:
+        """Ends the story with ``error``, and returns its outcome."""
+        cancelled = error.reason == errors.CANCELLED
+        state = StoryState.CANCELLED if cancelled else StoryState.FAILED
+        await self._write(journal.finish, self.story.story_id, state, error=error.to_bytes())
+        self._count("cancelled" if cancelled else "failed")
+        if error.reason == errors.DEADLINE_EXCEEDED:
+            self._workshop.metrics.deadline_missed()
+        self.log.close(error)
+        return error.reason.lower()
 
     async def _accepted(self) -> None:
         """The story's first event, and what an earlier server has done of it already."""
@@ -347,7 +359,7 @@ class StoryRun:
         except NotFoundError:
             return None, 0
         except (BlobMissingError, BlobDamagedError) as error:
-            log.error("a checkpoint is lost", extra=fields(story_id=self.story.story_id, why=error))
+            log.error("a checkpoint is of no use", extra=fields(story_id=self.story.story_id, why=error))
             return None, 0
         return data[4:], int.from_bytes(data[:4], "little")
 
