@@ -41,9 +41,7 @@ def model_folder(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def server(
-    tiny_package: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def server(tiny_package: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serving(
         tmp_path_factory.mktemp("server"),
         tiny_package,
@@ -156,9 +154,7 @@ def test_no_name_leads_out_of_the_model_folders(channel: grpc.Channel, model_fol
 
 
 @pytest.mark.parametrize("name", ["empty", "other-inside", "break-load"])
-def test_a_broken_package_is_refused_and_harms_nobody(
-    server: ServerProcess, channel: grpc.Channel, name: str
-) -> None:
+def test_a_broken_package_is_refused_and_harms_nobody(server: ServerProcess, channel: grpc.Channel, name: str) -> None:
     running = create(channel, story("a dog", steps=20))
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_UNUSABLE"):
         call(channel, "LoadModel", name)

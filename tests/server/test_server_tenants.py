@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from storyloom.v1 import character_service_pb2, character_service_pb2_grpc
+from storyloom.v1 import character_service_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.tenants import digest, new_token
 from tests.server.serving import ServerProcess, error_details, serving, story, wait_until
