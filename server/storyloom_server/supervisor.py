@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ _LONGEST_BACK_OFF_SECONDS = 30.0
 # An engine that has lived so long was sound: the next restart counts as the first.
 _SOUND_SECONDS = 60.0
 _WATCH_SECONDS = 1.0
+_POSITIONS_AT_ONCE = 16
+_POSITIONS_PAUSE_SECONDS = 0.02
 
 
 class EngineStatus(enum.Enum):
@@ -87,6 +90,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._link: EngineLink | None = None
         self._jobs: dict[str, _Watched] = {}
+        self._moved: dict[str, int] = {}  # Queue positions that are still to be told.
         self._loading: dict[str, asyncio.Future[float]] = {}
         self._task: asyncio.Task[None] | None = None
         self._ready_since = 0.0
@@ -218,8 +222,10 @@ class Supervisor:
                 case messages.ModelLoaded():
                     self._settle_model(message)
                 case messages.QueueMoved():
-                    for job_id, position in message.positions.items():
-                        self._hand_over(job_id, messages.QueuePosition(job_id, position))
+                    spreading = bool(self._moved)
+                    self._moved.update(message.positions)
+                    if not spreading:
+                        self._tell_positions()
                 case messages.BatchStepped():
                     self.coefficients, self.largest_story = message.coefficients, message.largest_story
                     self._on_batch(message)
@@ -230,7 +236,17 @@ class Supervisor:
                 case _:
                     if isinstance(message, messages.EncodingStarted) and message.job_id in self._jobs:
                         self._jobs[message.job_id].left_queue = True
+                        self._moved.pop(message.job_id, None)
                     self._hand_over(message.job_id, message)
+
+    def _tell_positions(self) -> None:
+        """Hands over some of the positions that have moved, and the others later. When a story ends all those behind
+        it move, and to tell all of their readers at once would hold up the event loop.
+        """
+        for job_id in list(itertools.islice(self._moved, _POSITIONS_AT_ONCE)):
+            self._hand_over(job_id, messages.QueuePosition(job_id, self._moved.pop(job_id)))
+        if self._moved:
+            asyncio.get_running_loop().call_later(_POSITIONS_PAUSE_SECONDS, self._tell_positions)
 
     def _hand_over(self, job_id: str, message: messages.ToRun) -> None:
         job = self._jobs.get(job_id)
