@@ -26,7 +26,7 @@ import grpc
 
 from benchmarks.server import machine
 from benchmarks.server.measured import REPORT_VARIABLE
-from benchmarks.server.scrape import Scrape, free_port, quantile_between
+from benchmarks.server.scrape import Samples, Scrape, free_port, quantile_between
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import FrameJob, StoryJob
@@ -36,7 +36,7 @@ from storyloom_server.engine.options import EngineOptions, ModelSpec
 from storyloom_server.engine_link import EngineLink
 from storyloom_server.scheduler import Limits
 from tests.server.processes import processor_seconds
-from tests.server.serving import ServerProcess, generate, serving, stories, story
+from tests.server.serving import ServerProcess, generate, serving, stories, story, wait_until
 
 OUT = Path("benchmarks/results/server/overhead.json")
 FRAMES = 2
@@ -176,6 +176,10 @@ def _read(call: Any) -> None:
         return
 
 
+def _open_stories(samples: Samples) -> float:
+    return samples.total("storyloom_stories_in_flight") + samples.total("storyloom_stories_queued")
+
+
 def lag(model: Path, streams: int, step_seconds: float, seconds: float) -> dict[str, float]:
     """How late the event loop comes to its timers, idle and with ``streams`` stories being watched. Milliseconds."""
     with _server(model, step_seconds) as (server, scrape), grpc.insecure_channel(server.address) as channel:
@@ -184,6 +188,7 @@ def lag(model: Path, streams: int, step_seconds: float, seconds: float) -> dict[
         time.sleep(seconds / 2)
         idle_after = scrape.read()
         calls = _start_stories(channel, streams, watched=True)
+        wait_until(lambda: _open_stories(scrape.read()) >= streams, _START_SECONDS)
         time.sleep(2.0)
         before, cpu = scrape.read(), processor_seconds(server.process.pid)
         time.sleep(seconds)
@@ -191,7 +196,7 @@ def lag(model: Path, streams: int, step_seconds: float, seconds: float) -> dict[
         busy = (processor_seconds(server.process.pid) - cpu) / seconds
         found = {
             "streams": float(streams),
-            "open_stories": after.total("storyloom_stories_in_flight") + after.total("storyloom_stories_queued"),
+            "open_stories": _open_stories(after),
             "service_cpu_share": busy,
             "idle_p50": 1000 * quantile_between(idle_before, idle_after, _LAG, 0.5),
             "idle_p99": 1000 * quantile_between(idle_before, idle_after, _LAG, 0.99),

@@ -165,7 +165,7 @@ class Traffic:
     def run(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         kinds, weights = [kind for kind, _ in KINDS], [weight for _, weight in KINDS]
-        with ThreadPoolExecutor(_WORKERS) as pool, grpc.insecure_channel(self._address) as shared:
+        with grpc.insecure_channel(self._address) as shared, ThreadPoolExecutor(_WORKERS) as pool:
             while (now := time.monotonic()) < end:
                 kind = self._draw.choices(kinds, weights)[0]
                 pool.submit(self._one, kind, self._draw.getrandbits(64), shared)
@@ -214,12 +214,16 @@ def sample(server: ServerProcess, scrape: Scrape, state: Path, began: float) -> 
     }
 
 
-def growth(samples: Sequence[dict[str, float]], name: str, seconds: float) -> float:
-    """Relative growth from the first sixth after the warm-up to the last sixth of the run, medians of each."""
-    warm = [each for each in samples if each["seconds"] > seconds / 6]
-    part = max(1, len(warm) // 5)
-    first, last = (statistics.median(each[name] for each in few) for few in (warm[:part], warm[-part:]))
-    return last / first - 1
+def growths(samples: Sequence[dict[str, float]], begin: float, end: float) -> dict[str, float]:
+    """Relative growth of what must not grow, from the second sixth of a time to its last; medians of each."""
+    part = (end - begin) / 6
+    early = [each for each in samples if begin + part < each["seconds"] <= begin + 2 * part]
+    late = [each for each in samples if each["seconds"] > end - part]
+    return {
+        name: statistics.median(each[name] for each in late) / statistics.median(each[name] for each in early) - 1
+        for name in samples[0]
+        if name.endswith(("resident_bytes", "open_files", "threads"))
+    }
 
 
 def main() -> None:
@@ -255,18 +259,16 @@ def main() -> None:
         "outcomes": dict(sorted(traffic.counts.items())),
         "problems": traffic.problems,
         "exit_code": stopped_with,
-        "growth": {
-            name: growth(samples, name, seconds)
-            for name in samples[0]
-            if name.endswith(("resident_bytes", "open_files", "threads"))
-        },
+        "growth": growths(samples, 0.0, seconds),
+        "growth_in_second_half": growths(samples, seconds / 2, seconds),
         "samples": samples,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     write_plot(result, options.out.with_suffix(".png"))
     for name, value in result["growth"].items():
-        print(f"{name}: {100 * value:+.2f} % from {samples[0][name]:.0f} to {samples[-1][name]:.0f}")
+        second = result["growth_in_second_half"][name]
+        print(f"{name}: {100 * value:+.2f} % after the warm-up, {100 * second:+.2f} % in the second half")
     print(
         f"{samples[-1]['stories']:.0f} stories, {len(traffic.problems)} problems; the server left with {stopped_with}"
     )
