@@ -303,3 +303,27 @@ def test_an_engine_that_loads_a_large_model_is_not_taken_for_hung(pids: Pids, mo
 
     asyncio.run(run())
     assert len(pids.all) == 1
+
+
+def test_many_waiting_jobs_hear_where_they_are_until_they_leave_the_queue(
+    pids: Pids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORYLOOM_TEST_STEP_SECONDS", SLOW)
+    jobs = {f"job-{index}": Heard() for index in range(40)}
+
+    async def run() -> None:
+        async with supervised(engine_options(max_active_stories=1)) as supervisor:
+            for name, heard in jobs.items():
+                supervisor.submit(submit(name, job(steps=2)), heard)
+            for heard in jobs.values():
+                assert isinstance(await heard.end(), messages.JobFinished)
+
+    asyncio.run(run())
+    for heard in jobs.values():
+        left = next(i for i, message in enumerate(heard.messages) if isinstance(message, messages.EncodingStarted))
+        assert not any(isinstance(message, messages.QueuePosition) for message in heard.messages[left:])
+    last = max(jobs.values(), key=lambda heard: sum(isinstance(m, messages.QueuePosition) for m in heard.messages))
+    positions = [message.position for message in last.messages if isinstance(message, messages.QueuePosition)]
+    assert len(positions) > 5
+    assert positions[-1] < 5
+    assert positions[-1] < max(positions)
