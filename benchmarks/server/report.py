@@ -98,7 +98,8 @@ _PANELS: tuple[tuple[str, Callable[[Mapping[str, float]], float], str, bool], ..
     ("slowdown, p95", lambda found: found["slowdown_p95"], "-", True),
     ("first step, s, p50", lambda found: found["first_step_p50"], "-", True),
 )
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+# Labels of a logarithmic axis: 1, 2, 5, 10 and so on, no powers.
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
