@@ -24,7 +24,7 @@ from storyloom_server.event_log import LoggedEvent
 from storyloom_server.logs import fields
 from storyloom_server.messages import Scheduling
 from storyloom_server.orders import Order
-from storyloom_server.scheduler import Admission, Priority, Refused
+from storyloom_server.scheduler import Admission, Priority, Progress, Refused
 from storyloom_server.store import Event, NewStory, Quota, Store, Story, StoryState, journal, leases
 from storyloom_server.store.errors import StoreError
 from storyloom_server.story_run import StoryRun, Workshop
@@ -78,6 +78,7 @@ class Desk:
         self._keep_seconds = keep_seconds
         self._runs: dict[str, StoryRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._accepting: dict[str, AcceptedStory] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -90,39 +91,44 @@ class Desk:
             StoreError: it could not be stored, or the tenant's quota is used up.
         """
         self._check_open()
-        found = await self._store.read(journal.find_request, tenant.name, order.request_id, order.digest)
-        if found is not None:
-            return found.id
+        if order.request_id:
+            found = await self._store.read(journal.find_request, tenant.name, order.request_id, order.digest)
+            if found is not None:
+                return found.id
         self._gate.check_priority(tenant, order.priority)
-        now = time.time()
-        scheduling = _scheduling(tenant, order.priority, order.deadline_seconds)
         story = AcceptedStory(
             story_id=str(uuid.uuid4()),
             tenant=tenant.name,
             plan=order.plan,
-            scheduling=scheduling,
-            accepted_at=now,
+            scheduling=_scheduling(tenant, order.priority, order.deadline_seconds),
+            accepted_at=time.time(),
             parent_id=order.parent_id,
             reused=order.reused,
         )
         self._admit(story, order)
-        accepted = await self._store.write(
-            journal.accept,
-            NewStory(
-                id=story.story_id,
-                tenant=tenant.name,
-                request=story_records.stored_request(story),
-                request_digest=order.digest,
-                model=order.plan.model,
-                frames=len(order.plan.job.frames),
-                request_id=order.request_id or None,
-                title=order.plan.story.title,
-                priority=order.priority,
-                deadline_at=None if order.deadline_seconds is None else now + order.deadline_seconds,
-                parent_id=order.parent_id or None,
-            ),
-            Quota(open_stories=tenant.limits.open_stories, size_bytes=tenant.limits.stored_bytes),
+        # Counted from here on, and started whether or not the caller is still there when it is stored.
+        self._accepting[story.story_id] = story
+        return await asyncio.shield(asyncio.ensure_future(self._store_and_start(story, order, tenant, metadata)))
+
+    async def _store_and_start(self, story: AcceptedStory, order: Order, tenant: Tenant, metadata: Metadata) -> str:
+        new = NewStory(
+            id=story.story_id,
+            tenant=tenant.name,
+            request=story_records.stored_request(story),
+            request_digest=order.digest,
+            model=order.plan.model,
+            frames=len(order.plan.job.frames),
+            request_id=order.request_id or None,
+            title=order.plan.story.title,
+            priority=order.priority,
+            deadline_at=None if order.deadline_seconds is None else story.accepted_at + order.deadline_seconds,
+            parent_id=order.parent_id or None,
         )
+        quota = Quota(open_stories=tenant.limits.open_stories, size_bytes=tenant.limits.stored_bytes)
+        try:
+            accepted = await self._store.write(journal.accept, new, quota)
+        finally:
+            del self._accepting[story.story_id]
         if not accepted.existing:
             self._start(story, metadata)
         return accepted.story.id
@@ -330,7 +336,10 @@ class Desk:
         admission = replace(self._admission, max_story_row_megapixels=self._engine.largest_story)
         decision = admission.decide(
             story.spec(deadline),
-            [run.progress for run in self._runs.values()],
+            [
+                *(run.progress for run in self._runs.values()),
+                *(Progress(accepting.spec(None)) for accepting in self._accepting.values()),
+            ],
             self._engine.coefficients,
             now=now,
         )

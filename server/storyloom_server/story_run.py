@@ -329,7 +329,8 @@ class StoryRun:
             self._timings.queued_seconds = time.monotonic() - self._began
             self._workshop.metrics.story_started(self._timings.queued_seconds)
             self._trace.stage("queue", self._began, time.monotonic())
-            await self._write(journal.begin, self.story.story_id)
+        # Again after each loss of the engine, which puts the story back among those that wait.
+        await self._write(journal.begin, self.story.story_id)
         await self._progress(pb.STORY_STAGE_ENCODING)
 
     async def _progress(self, stage: pb.StoryStage, *, step: int = 0, queue_position: int = 0) -> None:
