@@ -26,7 +26,7 @@ PAGES = [
 ]
 _REASON = re.compile(r"[A-Z][A-Z_]{6,}")
 # Functions whose arguments in capitals are no reasons.
-_OTHER_CALLS = ("_option", "ForeignKey", "get", "removeprefix")
+_OTHER_CALLS = ("_option", "ForeignKey", "ForeignKeyConstraint", "get", "removeprefix")
 
 
 def section(page: str, heading: str) -> str:
