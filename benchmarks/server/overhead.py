@@ -125,7 +125,18 @@ async def _run_engine(count: int, steps: int, max_rows: int) -> tuple[float, lis
 def _server(model: Path, step_seconds: float, *arguments: str) -> Iterator[tuple[ServerProcess, Scrape]]:
     port = free_port()
     slow = {"STORYLOOM_TEST_STEP_SECONDS": str(step_seconds)}
-    options = ("--log-level", "info", "--metrics-port", str(port), "--max-active", "64", "--max-queue", "1000")
+    options = (
+        "--log-level",
+        "info",
+        "--metrics-port",
+        str(port),
+        "--max-active",
+        "64",
+        "--max-queue",
+        "1000",
+        "--drain-seconds",
+        "0",
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder), model, *options, *arguments, environment=slow) as server,
@@ -180,6 +191,10 @@ def _open_stories(samples: Samples) -> float:
     return samples.total("storyloom_stories_in_flight") + samples.total("storyloom_stories_queued")
 
 
+def _accepted(samples: Samples) -> float:
+    return _open_stories(samples) + samples.total("storyloom_stories_total")
+
+
 def lag(model: Path, streams: int, step_seconds: float, seconds: float) -> dict[str, float]:
     """How late the event loop comes to its timers, idle and with ``streams`` stories being watched. Milliseconds."""
     with _server(model, step_seconds) as (server, scrape), grpc.insecure_channel(server.address) as channel:
@@ -188,7 +203,7 @@ def lag(model: Path, streams: int, step_seconds: float, seconds: float) -> dict[
         time.sleep(seconds / 2)
         idle_after = scrape.read()
         calls = _start_stories(channel, streams, watched=True)
-        wait_until(lambda: _open_stories(scrape.read()) >= streams, _START_SECONDS)
+        wait_until(lambda: _accepted(scrape.read()) >= streams, _START_SECONDS)
         time.sleep(2.0)
         before, cpu = scrape.read(), processor_seconds(server.process.pid)
         time.sleep(seconds)
