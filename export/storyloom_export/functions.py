@@ -1,0 +1,205 @@
+"""The ops of the domain ``ai.storyloom``: each a function whose body is standard ONNX, so that any runtime runs it.
+
+A runtime that has a kernel of the same name (a TensorRT plugin) takes that instead. Shapes: R rows, N positions of a
+layer, H heads, d head dimension, T text tokens, K characters, S rows that maps come from. Heads follow positions, as
+projections leave them, so that no op begins or ends with a transposition.
+"""
+
+# mypy: ignore-errors
+# onnxscript reads these functions as a language of its own: operators and names mean ONNX's.
+
+from __future__ import annotations
+
+from onnx import FunctionProto, TensorProto
+from onnxscript import opset18 as op
+from onnxscript import script, values
+
+DOMAIN = "ai.storyloom"
+VERSION = 1
+OPSET = 18
+
+_OURS = values.Opset(DOMAIN, VERSION)
+_FLOAT: int = TensorProto.FLOAT
+_DOUBLE: int = TensorProto.DOUBLE
+_INT32: int = TensorProto.INT32
+_INT64: int = TensorProto.INT64
+_LN2 = 0.6931471805599453
+_INFINITY = float("inf")
+
+
+@script(_OURS, default_opset=op)
+def Bank(mask):  # noqa: N802
+    """The foreground of all rows, gathered: ``storyloom_kernels.compact``.
+
+    bool [R, N] -> ``index`` int32 [R * N], row * N + position of each slot, 0 past the last; ``offsets`` int32 [R + 1].
+    """
+    counts = op.ReduceSum(op.Cast(mask, to=_INT64), op.Constant(value_ints=[1]), keepdims=0)
+    ends = op.CumSum(counts, op.Constant(value_int=0))
+    offsets = op.Cast(op.Concat(op.Constant(value_ints=[0]), ends, axis=0), to=_INT32)
+    flat = op.Reshape(mask, op.Constant(value_ints=[-1]))
+    chosen = op.Reshape(op.NonZero(flat), op.Constant(value_ints=[-1]))
+    missing = op.Reshape(op.Sub(op.Size(flat), op.Size(chosen)), op.Constant(value_ints=[1]))
+    surplus = op.Expand(op.Constant(value_ints=[0]), missing)
+    index = op.Cast(op.Concat(chosen, surplus, axis=0), to=_INT32)
+    return index, offsets
+
+
+@script(_OURS, default_opset=op)
+def CrossFrameAttention(q, k, v, index, offsets, bounds):  # noqa: N802
+    """K1: each row sees all of itself, and of the other rows of its group the foreground.
+
+    q, k, v [R, N, H, d]; ``index`` and ``offsets`` of ``Bank``; ``bounds`` int32 [R, 2], first and one past the last
+    row of each row's group -> output [R, N, H, d], and float32 [R, H, N], the base-2 logarithm of the softmax's sum.
+    """
+    first_axis = op.Constant(value_ints=[0])
+    shape = op.Shape(q)
+    positions = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
+    rows = op.Slice(shape, first_axis, op.Constant(value_ints=[1]))
+    flat = op.Concat(op.Constant(value_ints=[-1]), op.Slice(shape, op.Constant(value_ints=[2]), [4]), axis=0)
+    width = op.Cast(op.Slice(shape, op.Constant(value_ints=[3]), op.Constant(value_ints=[4])), to=_FLOAT)
+    scaled = op.Mul(q, op.CastLike(op.Reciprocal(op.Sqrt(width)), q))
+    queries = op.Transpose(scaled, perm=[0, 2, 1, 3])
+
+    filled = op.Cast(op.Slice(offsets, [-1], [2147483647]), to=_INT64)
+    slots = op.Cast(op.Slice(index, first_axis, filled), to=_INT64)
+    bank_keys = op.Gather(op.Reshape(k, flat), slots, axis=0)
+    bank_values = op.Gather(op.Reshape(v, flat), slots, axis=0)
+    of_row = op.Unsqueeze(op.Div(slots, positions), first_axis)
+    row = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1)), [1])
+    ends = op.Cast(bounds, to=_INT64)
+    begin = op.Slice(ends, first_axis, op.Constant(value_ints=[1]), op.Constant(value_ints=[1]))
+    end = op.Slice(ends, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]), op.Constant(value_ints=[1]))
+    in_group = op.And(op.GreaterOrEqual(of_row, begin), op.Less(of_row, end))
+    seen = op.Unsqueeze(op.And(in_group, op.Not(op.Equal(of_row, row))), op.Constant(value_ints=[1, 2]))
+
+    own = op.Cast(op.MatMul(queries, op.Transpose(k, perm=[0, 2, 3, 1])), to=_FLOAT)
+    others = op.Cast(op.MatMul(queries, op.Transpose(bank_keys, perm=[1, 2, 0])), to=_FLOAT)
+    hidden = op.Neg(op.Constant(value_float=_INFINITY))
+    scores = op.Concat(own, op.Where(seen, others, hidden), axis=-1)
+    log_sum = op.Div(op.ReduceLogSumExp(scores, [-1], keepdims=0), op.Constant(value_float=_LN2))
+    shares = op.CastLike(op.Softmax(scores, axis=-1), v)
+    of_own = op.Slice(shares, first_axis, positions, [3])
+    of_others = op.Slice(shares, positions, [9223372036854775807], [3])
+    attended = op.MatMul(of_own, op.Transpose(v, perm=[0, 2, 1, 3]))
+    from_bank = op.MatMul(of_others, op.Transpose(bank_values, perm=[1, 0, 2]))
+    out = op.Transpose(op.Add(attended, from_bank), perm=[0, 2, 1, 3])
+    return out, log_sum
+
+
+@script(_OURS, default_opset=op)
+def CrossAttentionWithMaps(q, k, v, token_mask):  # noqa: N802
+    """K2 without identities: text cross-attention, and each head's share of the characters' maps.
+
+    q [R, N, H, d]; k, v [R, T, H, d]; ``token_mask`` bool [R, K, T] -> output [R, N, H, d], maps float32 [R, H, K, N].
+    """
+    shape = op.Shape(q)
+    width = op.Cast(op.Slice(shape, op.Constant(value_ints=[3]), op.Constant(value_ints=[4])), to=_FLOAT)
+    scaled = op.Mul(q, op.CastLike(op.Reciprocal(op.Sqrt(width)), q))
+    queries = op.Transpose(scaled, perm=[0, 2, 1, 3])
+    scores = op.Cast(op.MatMul(queries, op.Transpose(k, perm=[0, 2, 3, 1])), to=_FLOAT)
+    shares = op.Softmax(scores, axis=-1)
+    attended = op.MatMul(op.CastLike(shares, v), op.Transpose(v, perm=[0, 2, 1, 3]))
+    out = op.Transpose(attended, perm=[0, 2, 1, 3])
+    chosen = op.Cast(token_mask, to=_FLOAT)
+    count = op.Max(op.ReduceSum(chosen, [-1], keepdims=1), op.Constant(value_float=1.0))
+    weights = op.Unsqueeze(op.Div(chosen, count), [1])
+    maps = op.MatMul(weights, op.Transpose(shares, perm=[0, 1, 3, 2]))
+    return out, maps
+
+
+@script(_OURS, default_opset=op)
+def ForegroundOtsu(maps):  # noqa: N802
+    """K3 by Otsu's rule, in whole numbers: float32 [S, K, N] -> bool [S, K, N]. See ``storyloom_kernels.foreground``."""
+    zero = op.Constant(value_float=0.0)
+    finite = op.Where(op.Or(op.IsNaN(maps), op.IsInf(maps)), zero, maps)
+    low = op.ReduceMin(finite, [-1], keepdims=1)
+    extent = op.Sub(op.ReduceMax(finite, [-1], keepdims=1), low)
+    varies = op.Greater(extent, zero)
+    levels = op.Where(varies, op.Div(op.Sub(finite, low), op.Where(varies, extent, op.Constant(value_float=1.0))), zero)
+    last_bin = op.Constant(value_int=255)
+    bins = op.Min(op.Cast(op.Mul(levels, op.Constant(value_float=256.0)), to=_INT64), last_bin)
+
+    one = op.Constant(value_int=1)
+    shape = op.Shape(maps)
+    positions = op.Slice(shape, [2], [3])
+    of_histogram = op.Concat(op.Slice(shape, [0], [2]), op.Constant(value_ints=[256]), axis=0)
+    empty = op.Expand(op.Constant(value_int=0), of_histogram)
+    ones = op.Expand(one, shape)
+    histogram = op.ScatterElements(empty, bins, ones, axis=2, reduction="add")
+    last_axis = op.Constant(value_int=2)
+    below = op.CumSum(histogram, last_axis)
+    mass = op.CumSum(op.Mul(histogram, op.Range(op.Constant(value_int=0), op.Constant(value_int=256), one)), last_axis)
+    total = op.Slice(mass, [255], [256], [2])
+    difference = op.Cast(op.Sub(op.Mul(total, below), op.Mul(mass, positions)), to=_DOUBLE)
+    pairs = op.Cast(op.Max(op.Mul(below, op.Sub(positions, below)), one), to=_DOUBLE)
+    variance = op.Div(op.Mul(difference, difference), pairs)
+    return op.Greater(bins, op.ArgMax(variance, axis=2, keepdims=1))
+
+
+@script(_OURS, default_opset=op)
+def ForegroundQuantile(maps, value: float):  # noqa: N802
+    """K3 by a quantile of each map: float32 [S, K, N] -> bool [S, K, N]."""
+    zero = op.Constant(value_float=0.0)
+    finite = op.Where(op.Or(op.IsNaN(maps), op.IsInf(maps)), zero, maps)
+    low = op.ReduceMin(finite, [-1], keepdims=1)
+    extent = op.Sub(op.ReduceMax(finite, [-1], keepdims=1), low)
+    varies = op.Greater(extent, zero)
+    levels = op.Where(varies, op.Div(op.Sub(finite, low), op.Where(varies, extent, op.Constant(value_float=1.0))), zero)
+
+    positions = op.Slice(op.Shape(maps), [2], [3])
+    ordered, _places = op.TopK(levels, positions, axis=2, largest=0, sorted=1)
+    last = op.Cast(op.Sub(positions, op.Constant(value_ints=[1])), to=_FLOAT)
+    rank = op.Mul(op.Constant(value_float=value), last)
+    lower = op.Floor(rank)
+    upper = op.Min(op.Add(lower, op.Constant(value_float=1.0)), last)
+    begin = op.Gather(ordered, op.Cast(lower, to=_INT64), axis=2)
+    end = op.Gather(ordered, op.Cast(upper, to=_INT64), axis=2)
+    share = op.Sub(rank, lower)
+    span = op.Sub(end, begin)
+    from_begin = op.Add(begin, op.Mul(share, span))
+    from_end = op.Sub(end, op.Mul(op.Sub(op.Constant(value_float=1.0), share), span))
+    threshold = op.Where(op.Less(share, op.Constant(value_float=0.5)), from_begin, from_end)
+    return op.Greater(levels, threshold)
+
+
+@script(_OURS, default_opset=op)
+def ForegroundFixed(maps, value: float):  # noqa: N802
+    """K3 by a fixed threshold of the normalised map: float32 [S, K, N] -> bool [S, K, N]."""
+    zero = op.Constant(value_float=0.0)
+    finite = op.Where(op.Or(op.IsNaN(maps), op.IsInf(maps)), zero, maps)
+    low = op.ReduceMin(finite, [-1], keepdims=1)
+    extent = op.Sub(op.ReduceMax(finite, [-1], keepdims=1), low)
+    varies = op.Greater(extent, zero)
+    levels = op.Where(varies, op.Div(op.Sub(finite, low), op.Where(varies, extent, op.Constant(value_float=1.0))), zero)
+    return op.Greater(levels, op.Constant(value_float=value))
+
+
+@script(_OURS, default_opset=op)
+def GroupNormSilu(x, weight, bias, groups: int, epsilon: float):  # noqa: N802
+    """K4: group normalisation and SiLU, in float32: x [B, C, h, w]; weight, bias [C] -> [B, C, h, w], dtype of x."""
+    shape = op.Shape(x)
+    number = op.Reshape(op.Constant(value_int=groups), [1])
+    grouped = op.Concat(op.Slice(shape, [0], [1]), number, op.Constant(value_ints=[-1]), axis=0)
+    one = op.Expand(op.Constant(value_float=1.0), number)
+    zero = op.Expand(op.Constant(value_float=0.0), number)
+    normal = op.InstanceNormalization(op.Reshape(op.Cast(x, to=_FLOAT), grouped), one, zero, epsilon=epsilon)
+    scale = op.Unsqueeze(op.Cast(weight, to=_FLOAT), [1, 2])
+    shift = op.Unsqueeze(op.Cast(bias, to=_FLOAT), [1, 2])
+    y = op.Add(op.Mul(op.Reshape(normal, shape), scale), shift)
+    return op.CastLike(op.Mul(y, op.Sigmoid(y)), x)
+
+
+_FUNCTIONS = (
+    Bank,
+    CrossFrameAttention,
+    CrossAttentionWithMaps,
+    ForegroundOtsu,
+    ForegroundQuantile,
+    ForegroundFixed,
+    GroupNormSilu,
+)
+
+
+def function_protos() -> dict[str, FunctionProto]:
+    """Every op's body by its name."""
+    return {function.name: function.to_function_proto() for function in _FUNCTIONS}
