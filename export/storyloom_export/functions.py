@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from onnx import FunctionProto, TensorProto
 from onnxscript import opset18 as op
-from onnxscript import script, values
+from onnxscript import graph, script, values
 
 DOMAIN = "ai.storyloom"
 VERSION = 1
@@ -23,8 +23,6 @@ _FLOAT: int = TensorProto.FLOAT
 _DOUBLE: int = TensorProto.DOUBLE
 _INT32: int = TensorProto.INT32
 _INT64: int = TensorProto.INT64
-_LN2 = 0.6931471805599453
-_INFINITY = float("inf")
 
 
 @script(_OURS, default_opset=op)
@@ -49,41 +47,41 @@ def CrossFrameAttention(q, k, v, index, offsets, bounds):  # noqa: N802
     """K1: each row sees all of itself, and of the other rows of its group the foreground.
 
     q, k, v [R, N, H, d]; ``index`` and ``offsets`` of ``Bank``; ``bounds`` int32 [R, 2], first and one past the last
-    row of each row's group -> output [R, N, H, d], and float32 [R, H, N], the base-2 logarithm of the softmax's sum.
+    row of each row's group -> [R, N, H, d].
+
+    Row by row, so that the cost follows the true number of keys, memory that of one row, and a row's result does not
+    depend on the rows of other groups.
     """
     first_axis = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
     shape = op.Shape(q)
-    positions = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
-    rows = op.Slice(shape, first_axis, op.Constant(value_ints=[1]))
     flat = op.Concat(op.Constant(value_ints=[-1]), op.Slice(shape, op.Constant(value_ints=[2]), [4]), axis=0)
+    all_keys = op.Reshape(k, flat)
+    all_values = op.Reshape(v, flat)
     width = op.Cast(op.Slice(shape, op.Constant(value_ints=[3]), op.Constant(value_ints=[4])), to=_FLOAT)
-    scaled = op.Mul(q, op.CastLike(op.Reciprocal(op.Sqrt(width)), q))
-    queries = op.Transpose(scaled, perm=[0, 2, 1, 3])
+    scale = op.CastLike(op.Reciprocal(op.Sqrt(width)), q)
+    rows = op.Range(op.Constant(value_int=0), op.Squeeze(op.Slice(shape, first_axis, one)), op.Constant(value_int=1))
+    slot_ends = op.Cast(offsets, to=_INT64)
+    in_float32 = op.Constant(value_float=0.0)
+    groups = op.Cast(bounds, to=_INT64)
 
-    filled = op.Cast(op.Slice(offsets, [-1], [2147483647]), to=_INT64)
-    slots = op.Cast(op.Slice(index, first_axis, filled), to=_INT64)
-    bank_keys = op.Gather(op.Reshape(k, flat), slots, axis=0)
-    bank_values = op.Gather(op.Reshape(v, flat), slots, axis=0)
-    of_row = op.Unsqueeze(op.Div(slots, positions), first_axis)
-    row = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1)), [1])
-    ends = op.Cast(bounds, to=_INT64)
-    begin = op.Slice(ends, first_axis, op.Constant(value_ints=[1]), op.Constant(value_ints=[1]))
-    end = op.Slice(ends, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]), op.Constant(value_ints=[1]))
-    in_group = op.And(op.GreaterOrEqual(of_row, begin), op.Less(of_row, end))
-    seen = op.Unsqueeze(op.And(in_group, op.Not(op.Equal(of_row, row))), op.Constant(value_ints=[1, 2]))
+    @graph()
+    def attend(row, group, query, key, value):
+        place = op.Unsqueeze(row, first_axis)
+        ends = op.Gather(slot_ends, group)
+        begin = op.Slice(ends, first_axis, one)
+        end = op.Slice(ends, one, op.Constant(value_ints=[2]))
+        own_begin = op.Gather(slot_ends, place)
+        own_end = op.Gather(slot_ends, op.Add(place, one))
+        others = op.Concat(op.Slice(index, begin, own_begin), op.Slice(index, own_end, end), axis=0)
+        keys = op.Transpose(op.Concat(key, op.Gather(all_keys, others), axis=0), perm=[1, 2, 0])
+        values_ = op.Transpose(op.Concat(value, op.Gather(all_values, others), axis=0), perm=[1, 0, 2])
+        queries = op.Transpose(op.Mul(query, scale), perm=[1, 0, 2])
+        shares = op.Softmax(op.CastLike(op.MatMul(queries, keys), in_float32), axis=-1)
+        attended = op.MatMul(op.CastLike(shares, value), values_)
+        return op.Transpose(attended, perm=[1, 0, 2])
 
-    own = op.Cast(op.MatMul(queries, op.Transpose(k, perm=[0, 2, 3, 1])), to=_FLOAT)
-    others = op.Cast(op.MatMul(queries, op.Transpose(bank_keys, perm=[1, 2, 0])), to=_FLOAT)
-    hidden = op.Neg(op.Constant(value_float=_INFINITY))
-    scores = op.Concat(own, op.Where(seen, others, hidden), axis=-1)
-    log_sum = op.Div(op.ReduceLogSumExp(scores, [-1], keepdims=0), op.Constant(value_float=_LN2))
-    shares = op.CastLike(op.Softmax(scores, axis=-1), v)
-    of_own = op.Slice(shares, first_axis, positions, [3])
-    of_others = op.Slice(shares, positions, [9223372036854775807], [3])
-    attended = op.MatMul(of_own, op.Transpose(v, perm=[0, 2, 1, 3]))
-    from_bank = op.MatMul(of_others, op.Transpose(bank_values, perm=[1, 0, 2]))
-    out = op.Transpose(op.Add(attended, from_bank), perm=[0, 2, 1, 3])
-    return out, log_sum
+    return op.Scan(rows, groups, q, k, v, body=attend, num_scan_inputs=5)
 
 
 @script(_OURS, default_opset=op)

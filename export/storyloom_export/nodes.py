@@ -13,10 +13,9 @@ from storyloom_kernels import ForegroundMethod
 
 def cross_frame_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bounds: Tensor) -> Tensor:
     """K1: q, k, v [R, N, H, d], mask bool [R, N], bounds int32 [R, 2] -> [R, N, H, d]."""
-    rows, positions, heads, _ = q.shape
+    rows, positions = mask.shape
     index, offsets = _nodes("Bank", [mask], [(torch.int32, (rows * positions,)), (torch.int32, (rows + 1,))])
-    made = [(q.dtype, q.shape), (torch.float32, (rows, heads, positions))]
-    return _nodes("CrossFrameAttention", [q, k, v, index, offsets, bounds], made)[0]
+    return _nodes("CrossFrameAttention", [q, k, v, index, offsets, bounds], [(q.dtype, q.shape)])[0]
 
 
 def cross_attention_with_maps(q: Tensor, k: Tensor, v: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
