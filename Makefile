@@ -30,8 +30,8 @@ lint: $(VENV)/.dev  ## style, import directions, protos
 	$(BIN)/python scripts/check_proto.py
 
 types: $(VENV)/.dev  ## mypy, strict
-	$(BIN)/mypy kernels/storyloom_kernels model/storyloom_model training/storyloom_training server/storyloom_server \
-	    clients/python/storyloom benchmarks scripts
+	$(BIN)/mypy kernels/storyloom_kernels model/storyloom_model training/storyloom_training export/storyloom_export \
+	    server/storyloom_server clients/python/storyloom benchmarks scripts
 
 unit: $(VENV)/.dev  ## pytest
 	$(BIN)/python -m pytest

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
-import onnxscript.optimizer
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants_ir
 
 from storyloom_export.components import Exportable
 from storyloom_export.functions import DOMAIN, OPSET, VERSION, function_protos
 
 _FOLDED_BYTES = 1024
-"""Constants above this stay as they are: weights keep their names, so that adapters and refits find them."""
 
 
 def build_graph(part: Exportable) -> ir.Model:
@@ -41,16 +40,36 @@ def build_graph(part: Exportable) -> ir.Model:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
-    onnxscript.optimizer.optimize_ir(
-        model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES, inline=False
-    )  # fmt: skip
+    _simplify(model)
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(part.prefix):
             value.name = name.removeprefix(part.prefix)
     _add_functions(model)
-    RemoveUnusedNodesPass()(model)
-    TopologicalSortPass()(model)
     return model
+
+
+def _simplify(model: ir.Model) -> None:
+    """Folds constants and drops what is left over. Weights keep names and shapes: adapters and refits find them."""
+    fold_constants_ir(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_FOLDED_BYTES,
+        output_size_limit=_FOLDED_BYTES,
+        should_fold=lambda node: False if _takes_weight(node) else None,
+    )
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.TopologicalSortPass(),
+        # The exporter notes its call stack, with paths of this machine, at every node.
+        common.ClearMetadataAndDocStringPass(),
+    )(model)
+
+
+def _takes_weight(node: ir.Node) -> bool:
+    return any(value is not None and value.is_initializer() for value in node.inputs)
 
 
 def _add_functions(model: ir.Model) -> None:

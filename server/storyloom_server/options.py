@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-DEFAULT_BACKEND = "storyloom_model.denoiser:Denoiser"
+from storyloom_server.engine.backend import SHORT_NAMES
+
+DEFAULT_BACKEND = "torch"
 DEFAULT_SCHEDULER = "storyloom_server.scheduler:Scheduler"
 
 
@@ -50,7 +52,7 @@ class ModelGroup(BaseModel):
         "Model package to serve. Repeat it for more; the first is the default one.",
         min_length=1,
     )
-    backend: str = _option(DEFAULT_BACKEND, "MODULE:CLASS", "Class that runs the models.")
+    backend: str = _option(DEFAULT_BACKEND, "NAME", "What runs the models: torch, onnxruntime or module:class.")
 
     @field_validator("model", "model_folder", mode="before")
     @classmethod
@@ -69,7 +71,9 @@ class ModelGroup(BaseModel):
     @field_validator("backend")
     @classmethod
     def _check_backend(cls, value: str) -> str:
-        return _class_name(value, DEFAULT_BACKEND)
+        if value in SHORT_NAMES or (":" in value and all(value.split(":", 1))):
+            return value
+        raise ValueError(f"{value} is no backend; use {', '.join(SHORT_NAMES)}, or write a class as module:class")
 
     @field_validator("scheduler")
     @classmethod

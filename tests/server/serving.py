@@ -19,7 +19,7 @@ from storyloom.v1 import story_pb2, story_service_pb2, story_service_pb2_grpc
 
 ROOT = Path(__file__).parents[2]
 NULL_BACKEND = "tests.server.null_backend:NullBackend"
-FOLDERS = ("kernels", "model", "training", "server", "clients/python", ".")
+FOLDERS = ("kernels", "model", "training", "export", "server", "clients/python", ".")
 START_SECONDS = 240.0  # On a busy machine the imports alone take minutes.
 
 

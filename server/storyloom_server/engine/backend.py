@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 
+SHORT_NAMES = {
+    "torch": "storyloom_model.denoiser:Denoiser",
+    "onnxruntime": "storyloom_export.denoiser:OnnxDenoiser",
+}
+"""The backends that come with the server. Any other class is named as module:class."""
+
 
 class State(Protocol):
     """A job between its encoding and its last decoded frame."""
@@ -74,8 +80,8 @@ class Backend(Protocol):
 
 
 def load_backend(name: str, folder: Path, device: str, execution: ExecutionOptions) -> Backend:
-    """Loads a model package with the backend class ``name`` (module:class)."""
-    return cast(Backend, load_class(name).load(folder, device, execution))
+    """Loads a model package with the backend ``name``: a short name, or a class as module:class."""
+    return cast(Backend, load_class(SHORT_NAMES.get(name, name)).load(folder, device, execution))
 
 
 def load_class(name: str) -> Any:

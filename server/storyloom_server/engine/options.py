@@ -21,7 +21,7 @@ class ModelSpec:
 class EngineOptions:
     """Everything the engine process needs to know at its start. ``threads`` None: as many as there are cores.
 
-    ``backend`` and ``scheduler`` name classes as module:class.
+    ``backend`` is a name as ``load_backend`` takes it, ``scheduler`` a class as module:class.
     """
 
     models: tuple[ModelSpec, ...]
