@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from storyloom import Character, Frame, Settings, Story, StoryClient
 from storyloom_export.artefact import Artefact, default_folder
-from storyloom_export.onnx_files import export_package
 from storyloom_export.compare import psnr
+from storyloom_export.onnx_files import export_package
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
 from storyloom_model.package import ModelPackage
@@ -88,10 +88,13 @@ def in_process(folder: Path, backends: list[str], device: str, steps: int, repea
     found = {}
     for name in backends:
         off = (ends[name][0] - latents).abs()
-        found[name] = {f"{stage}_seconds": statistics.median(values) for stage, values in seconds[name].items()}
-        found[name] |= {"step_seconds_all": [round(value, 4) for value in seconds[name]["step"]]}
-        found[name] |= {"latents_max_error": off.max().item(), "latents_mean_error": off.mean().item()}
-        found[name] |= {"psnr": [psnr(ours, theirs) for ours, theirs in zip(ends[name][1], pictures, strict=True)]}
+        entry: dict[str, Any] = {
+            f"{stage}_seconds": statistics.median(values) for stage, values in seconds[name].items()
+        }
+        entry |= {"step_seconds_all": [round(value, 4) for value in seconds[name]["step"]]}
+        entry |= {"latents_max_error": off.max().item(), "latents_mean_error": off.mean().item()}
+        entry |= {"psnr": [psnr(ours, theirs) for ours, theirs in zip(ends[name][1], pictures, strict=True)]}
+        found[name] = entry
     return found
 
 
@@ -129,7 +132,7 @@ def served(folder: Path, backends: list[str], device: str, threads: int, steps: 
                 started = time.monotonic()
                 result = client.generate(story, timeout=1200)
                 seconds.setdefault(name, []).append(time.monotonic() - started)
-            pictures[name] = [np.asarray(frame.image.convert("RGB")) for frame in result.frames]
+            pictures[name] = [np.asarray(frame.convert("RGB")) for frame in result.frames]
     return {
         name: {
             "story_seconds": seconds[name],
@@ -171,8 +174,8 @@ def main() -> None:
     for name in options.backends:
         inside, outside = within[name], through[name]
         print(
-            f"{name:12} step {1000 * inside['step_seconds']:7.1f} ms, decode {1000 * inside['decode_seconds']:6.1f} ms a "
-            f"frame, story through the server {statistics.median(outside['story_seconds']):6.2f} s, latents off by "
+            f"{name:12} step {1000 * inside['step_seconds']:7.1f} ms, decode {1000 * inside['decode_seconds']:6.1f} ms "
+            f"a frame, story through the server {statistics.median(outside['story_seconds']):6.2f} s, latents off by "
             f"{inside['latents_max_error']:.1e} at most, PSNR {min(inside['psnr']):.1f} dB at least"
         )
 

@@ -11,8 +11,8 @@ projections leave them, so that no op begins or ends with a transposition.
 from __future__ import annotations
 
 from onnx import FunctionProto, TensorProto
-from onnxscript import opset18 as op
 from onnxscript import graph, script, values
+from onnxscript import opset18 as op
 
 DOMAIN = "ai.storyloom"
 VERSION = 1
@@ -107,7 +107,7 @@ def CrossAttentionWithMaps(q, k, v, token_mask):  # noqa: N802
 
 @script(_OURS, default_opset=op)
 def ForegroundOtsu(maps):  # noqa: N802
-    """K3 by Otsu's rule, in whole numbers: float32 [S, K, N] -> bool [S, K, N]. See ``storyloom_kernels.foreground``."""
+    """K3 by Otsu's rule, as ``storyloom_kernels.foreground`` has it: float32 [S, K, N] -> bool [S, K, N]."""
     zero = op.Constant(value_float=0.0)
     finite = op.Where(op.Or(op.IsNaN(maps), op.IsInf(maps)), zero, maps)
     low = op.ReduceMin(finite, [-1], keepdims=1)

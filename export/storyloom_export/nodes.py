@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +44,12 @@ def _nodes(
     name: str,
     inputs: list[Tensor],
     outputs: list[tuple[torch.dtype, Any]],
-    attributes: dict[str, int | float] | None = None,
+    attributes: Mapping[str, int | float] | None = None,
 ) -> tuple[Tensor, ...]:
     made: Any = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{name}",
         inputs,
-        attributes or {},
+        dict(attributes or {}),
         dtypes=[dtype for dtype, _ in outputs],
         shapes=[shape for _, shape in outputs],
         version=VERSION,

@@ -166,7 +166,7 @@ def write_adapted(base: Path, file: Path, weights: Mapping[str, torch.Tensor], a
 
 
 def _torch_dtype(tensor: onnx.TensorProto) -> torch.dtype:
-    known = {
+    known: dict[int, torch.dtype] = {
         onnx.TensorProto.FLOAT: torch.float32,
         onnx.TensorProto.FLOAT16: torch.float16,
         onnx.TensorProto.BFLOAT16: torch.bfloat16,
@@ -177,7 +177,9 @@ def _torch_dtype(tensor: onnx.TensorProto) -> torch.dtype:
 def _describe(model: ir.Model, file: str) -> ComponentRecord:
     inputs, outputs = (
         tuple(
-            TensorRecord(name=str(value.name), dtype=str(value.dtype), shape=tuple(_size(dim) for dim in value.shape))
+            TensorRecord(
+                name=str(value.name), dtype=str(value.dtype), shape=tuple(_size(dim) for dim in value.shape or ())
+            )
             for value in values
         )
         for values in (model.graph.inputs, model.graph.outputs)

@@ -40,7 +40,9 @@ class Session:
         self._index = device.index or 0
         self._session = _open(file, providers(device))
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, tuple[Sequence[int], torch.dtype]]
+    ) -> list[Tensor]:
         """Runs the graph.
 
         Args:

@@ -1,4 +1,4 @@
-"""Story attention as it goes into the graph: tensors in, tensors out, nothing that depends on how many stories there are.
+"""Story attention as it goes into the graph: tensors in, tensors out, and any number of stories.
 
 ``storyloom_model.attention`` defines what happens; here layouts, switches and row choices are inputs of the graph.
 """
@@ -51,7 +51,8 @@ class GraphStory:
 
     def record(self, maps: Tensor, level: int) -> None:
         """Takes the maps [R, K, N] of a cross-attention layer."""
-        self._layers.append(maps.index_select(0, self._sources).unflatten(2, self._size(level)))
+        kept = maps.index_select(0, self._sources)
+        self._layers.append(kept.reshape(*kept.shape[:2], *self._size(level)))
 
     def average(self, level: int) -> Tensor:
         """Mean over all layers so far at the size of a level, [S, K, h, w]; before the first, the previous maps."""
