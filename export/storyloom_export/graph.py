@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -40,12 +42,40 @@ def build_graph(part: Exportable) -> ir.Model:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
+    _name_sizes(model, _symbols(program.exported_program, part))
     _simplify(model)
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(part.prefix):
             value.name = name.removeprefix(part.prefix)
     _add_functions(model)
     return model
+
+
+def _symbols(program: Any, part: Exportable) -> dict[str, str]:
+    """The exporter's own symbols, such as "s25", to the names that we gave these sizes."""
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = {}
+    for given, wanted in zip(program.graph_signature.user_inputs, part.inputs, strict=True):
+        for axis, size in part.free.get(wanted, {}).items():
+            expression = placeholders[given].meta["val"].shape[axis].node.expr
+            name = str(size.__name__).rpartition("*")[2]
+            found |= {str(symbol): name for symbol in expression.free_symbols}
+    return found
+
+
+def _name_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Gives every free size in the graph its name, so that all shapes follow from those of the inputs."""
+    known = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or "$^")
+    graph = model.graph
+    made = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in (*graph.inputs, *graph.outputs, *made):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    size if isinstance(size, int) else ir.SymbolicDim(known.sub(lambda m: names[m[0]], str(size)))
+                    for size in value.shape
+                ]
+            )
 
 
 def _simplify(model: ir.Model) -> None:

@@ -1,0 +1,1 @@
+"""TensorRT: which ops it takes, plugins of our kernels, and engines made of an export."""

@@ -1,0 +1,189 @@
+"""``storyloom-export verify``: every exported component against torch float32 on the same inputs, and a whole story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+from storyloom_export.artefact import Artefact, Dtype
+from storyloom_export.compare import Difference, difference, psnr
+from storyloom_export.denoiser import OnnxDenoiser, load_sessions
+from storyloom_export.session import Session
+from storyloom_kernels import GroupLayout
+from storyloom_model.attention import StoryAttention, install_story_attention
+from storyloom_model.components import load_components
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.maps import ForegroundRule
+from storyloom_model.noise import frame_seed
+from storyloom_model.package import ModelPackage
+from storyloom_model.prompts import ComposedPrompt, compose
+
+Pictures = NDArray[np.uint8]
+AttributeReader = Callable[[Pictures], Sequence[dict[str, str]]]
+"""Pictures [n, h, w, 3] -> what is read from each: attribute -> value."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an export may be off by: relative to the largest value of an output, and of whole pictures, in dB."""
+
+    error: float
+    psnr: float
+
+
+TOLERANCES: dict[Dtype, Tolerance] = {
+    "float32": Tolerance(1e-4, 40.0),
+    "float16": Tolerance(2e-2, 25.0),
+    "bfloat16": Tolerance(1e-1, 15.0),
+}
+
+
+@dataclass
+class Report:
+    """What was found. ``failures`` says, for each figure over its tolerance, which and by how much."""
+
+    tolerance: Tolerance
+    differences: list[Difference] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    agreement: float | None = None
+
+    @property
+    def failures(self) -> list[str]:
+        over = [
+            f"{found.name}: off by {found.largest:.2e}, which is {found.largest / (found.scale or 1):.1e} of its "
+            f"largest value; {self.tolerance.error:.0e} is allowed"
+            for found in self.differences
+            if not found.largest <= self.tolerance.error * (found.scale or 1)
+        ]
+        over += [
+            f"picture {frame}: PSNR {value:.1f} dB; {self.tolerance.psnr:.0f} dB is the least"
+            for frame, value in enumerate(self.psnr)
+            if not value >= self.tolerance.psnr
+        ]
+        return over
+
+
+def verify(
+    package: ModelPackage,
+    artefact: Artefact,
+    *,
+    device: str = "cpu",
+    steps: int = 4,
+    reader: AttributeReader | None = None,
+    tolerance: Tolerance | None = None,
+) -> Report:
+    """Compares an export with its package in torch float32 on the CPU.
+
+    Args:
+        package: the package that was exported.
+        artefact: the export.
+        device: where the export runs.
+        steps: of the story that is made with both.
+        reader: reads attributes from pictures; agreement is how many it reads alike from both stories.
+        tolerance: None: that of the export's dtype.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot run the export.
+    """
+    report = Report(tolerance or TOLERANCES[artefact.record.dtype])
+    report.differences += _components(package, artefact, torch.device(device))
+    ours, reference = _stories(package, artefact, device, steps)
+    report.psnr = [psnr(mine, theirs) for mine, theirs in zip(ours, reference, strict=True)]
+    if reader is not None:
+        pairs = list(zip(reader(ours), reader(reference), strict=True))
+        alike = [mine[name] == theirs[name] for mine, theirs in pairs for name in theirs]
+        report.agreement = sum(alike) / len(alike)
+    return report
+
+
+@torch.inference_mode()
+def _components(package: ModelPackage, artefact: Artefact, device: torch.device) -> Iterator[Difference]:
+    loaded = load_components(package)
+    sessions = load_sessions(package, artefact, device)
+    dtype = sessions.unet.dtype
+    draw = torch.Generator().manual_seed(0)
+    width, height = package.manifest.sizes[0]
+    factor = 2 ** (len(loaded.vae.config.block_out_channels) - 1)
+    config = loaded.unet.config
+
+    ids = torch.randint(loaded.text_encoder.config.vocab_size, (3, loaded.tokenizer.model_max_length), generator=draw)
+    text = loaded.text_encoder(ids)[0]
+    yield difference("text_encoder hidden", sessions.text_encoder(ids.to(device))[0].cpu(), text)
+
+    picture = torch.rand(2, loaded.vae.config.in_channels, height, width, generator=draw) * 2 - 1
+    distribution = loaded.vae.encode(picture, return_dict=False)[0]
+    encoder = Session(artefact.component("vae_encoder"), device)
+    made = {name: (distribution.mean.shape, dtype) for name in ("mean", "logvar")}
+    for name, values in zip(made, encoder.run({"picture": picture.to(device, dtype)}, made), strict=True):
+        yield difference(f"vae_encoder {name}", values.cpu(), getattr(distribution, name))
+    latents = torch.randn(2, config.in_channels, height // factor, width // factor, generator=draw)
+    pictures = sessions.vae.decode(latents.to(device, dtype))[0]
+    yield difference("vae_decoder picture", pictures.cpu(), loaded.vae.decode(latents, return_dict=False)[0])
+
+    install_story_attention(loaded.unet)
+    rule = ForegroundRule(package.manifest.attention.threshold, package.manifest.attention.value)
+    rows, size = 5, (height // factor, width // factor)
+    sample = torch.randn(rows, config.in_channels, *size, generator=draw)
+    hidden = text[torch.arange(rows) % 3]
+    for where, unet, values in (("torch", loaded.unet, sample), (str(device), sessions.unet, sample.to(device, dtype))):
+        story = _story(size, hidden.shape[1], rule, values.device)
+        times = torch.tensor([900.0, 900.0, 500.0, 500.0, 20.0], device=values.device)
+        context = hidden.to(values.device, values.dtype)
+        kwargs = {"story": story}
+        prediction = unet(
+            values, times, encoder_hidden_states=context, cross_attention_kwargs=kwargs, return_dict=False
+        )[0]
+        found = (prediction.cpu(), story.average_maps().cpu())
+        if where == "torch":
+            reference = found
+    for name, mine, theirs in zip(("prediction", "maps"), found, reference, strict=True):
+        yield difference(f"unet {name}", mine, theirs)
+
+
+def _story(size: tuple[int, int], tokens: int, rule: ForegroundRule, device: torch.device) -> StoryAttention:
+    """Two groups, of three frames and two, and two characters, one of whom a row lacks."""
+    token_mask = torch.zeros(5, 2, tokens, dtype=torch.bool)
+    token_mask[:, 0, 2:6] = True
+    token_mask[1:, 1, 8:11] = True
+    maps = torch.rand(5, 2, *size, generator=torch.Generator().manual_seed(1))
+    return StoryAttention(
+        GroupLayout((3, 2)), size, token_mask.to(device), previous_maps=maps.to(device), rule=rule
+    )  # fmt: skip
+
+
+def _stories(package: ModelPackage, artefact: Artefact, device: str, steps: int) -> tuple[Pictures, Pictures]:
+    """The pictures of one story of two characters, by the export and by torch."""
+    wanted = _job(package, steps)
+    exported = OnnxDenoiser(package, load_sessions(package, artefact, torch.device(device)))
+    return _make(exported, wanted), _make(Denoiser.load(package.folder), wanted)
+
+
+def _make(denoiser: Denoiser, job: StoryJob) -> Pictures:
+    state = denoiser.encode(job)
+    while not state.done:
+        denoiser.step([state])
+    return denoiser.decode(state, range(len(job.frames)))
+
+
+def _job(package: ModelPackage, steps: int) -> StoryJob:
+    cast = {"mia": "a girl with red hair", "leo": "an old man with a beard"}
+    prompts = ("{mia} in a park", "{mia} and {leo} at a lake", "{leo} in a garden")
+    composed = [compose("", prompt, cast, []) for prompt in prompts[: package.manifest.limits.max_frames]]
+    frames = [
+        FrameJob(prompt, frame_seed(0, index))
+        for index, prompt in enumerate(composed)
+        if isinstance(prompt, ComposedPrompt)
+    ]
+    defaults = package.manifest.defaults
+    return StoryJob(
+        tuple(frames), "", steps, defaults.guidance_scale, defaults.solver, defaults.width, defaults.height,
+        defaults.adapter,
+    )  # fmt: skip
+
+
