@@ -13,6 +13,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exports mode
 _console = Console(stderr=True)
 
 PackageFolder = Annotated[Path, typer.Argument(help="Folder of a model package.")]
+ExportFolder = Annotated[
+    Path | None, typer.Argument(help="Folder of the export; PACKAGE/onnx, where the server looks, if not given.")
+]
 
 
 class DtypeChoice(StrEnum):
@@ -31,9 +34,7 @@ def main() -> None:
 @app.command("onnx")
 def onnx_command(
     package: PackageFolder,
-    out: Annotated[
-        Path | None, typer.Argument(help="Folder to write; PACKAGE/onnx, where the server looks, if not given.")
-    ] = None,
+    out: ExportFolder = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Number type of weights and activations.")] = DtypeChoice.float32,
 ) -> None:
     """Exports every component of PACKAGE to ONNX files in OUT."""
@@ -49,6 +50,71 @@ def onnx_command(
         fail(error)
     size = sum(record.bytes for record in artefact.record.files.values())
     print(f"{len(artefact.record.components)} graphs, {size / 2**20:.1f} MiB in {artefact.folder}")
+
+
+@app.command("verify")
+def verify_command(
+    package: PackageFolder,
+    out: ExportFolder = None,
+    device: Annotated[str, typer.Option(help="Where the export runs: cpu or cuda:N.")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps of the story that is made with both.")] = 4,
+    reader: Annotated[
+        str, typer.Option(help="Reads attributes, as module:function from pictures to dictionaries; none if empty.")
+    ] = "",
+) -> None:
+    """Runs the same inputs through PACKAGE in torch float32 and its export; exits with 1 over the tolerance."""
+    from storyloom_export.artefact import Artefact, ArtefactError, default_folder
+    from storyloom_export.verify import load_reader, verify
+    from storyloom_model.package import ModelPackage, PackageError
+
+    try:
+        loaded = ModelPackage.load(package)
+        artefact = Artefact.load(out or default_folder(package), loaded)
+        report = verify(loaded, artefact, device=device, steps=steps, reader=load_reader(reader) if reader else None)
+    except (PackageError, ArtefactError, ImportError, AttributeError) as error:
+        fail(error)
+    print(f"{'output':24} {'max error':>10} {'mean error':>10} {'largest value':>14}")
+    for found in report.differences:
+        print(f"{found.name:24} {found.largest:10.2e} {found.mean:10.2e} {found.scale:14.3f}")
+    print(f"pictures of a story: PSNR {', '.join(f'{value:.1f}' for value in report.psnr)} dB")
+    if report.agreement is not None:
+        print(f"attributes read alike: {report.agreement:.1%}")
+    for failure in report.failures:
+        print(f"OVER THE TOLERANCE: {failure}")
+    if report.failures:
+        raise typer.Exit(1)
+
+
+@app.command("inspect")
+def inspect_command(
+    package: PackageFolder,
+    out: ExportFolder = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a UNet call.")] = 12,
+    characters: Annotated[int, typer.Option(min=1, help="Characters of a story.")] = 2,
+) -> None:
+    """Prints ops, sizes and operations of every component of an export, and what falls back."""
+    from storyloom_export.artefact import Artefact, ArtefactError, default_folder
+    from storyloom_export.inspection import inspect, package_sizes
+    from storyloom_model.package import ModelPackage, PackageError
+
+    try:
+        loaded = ModelPackage.load(package)
+        artefact = Artefact.load(out or default_folder(package), loaded)
+    except (PackageError, ArtefactError) as error:
+        fail(error)
+    print(f"{artefact.record.package}, {artefact.record.dtype}, opset {artefact.record.opset}, ", end="")
+    print(f"package hash {artefact.record.package_hash[:12]}; {artefact.record.numerics}")
+    sizes = package_sizes(loaded, artefact.record, rows, characters)
+    for name in artefact.record.components:
+        found = inspect(artefact.component(name), sizes)
+        print(
+            f"\n{name}: {found.parameters / 1e6:.2f} M parameters, {found.weight_bytes / 2**20:.1f} MiB, "
+            f"{found.flops / 1e9:.2f} GFLOP a run"
+            + (f" (without {found.unknown_sizes} ops of unknown size)" if found.unknown_sizes else "")
+        )
+        print("  ops: " + ", ".join(f"{count} {op}" for op, count in found.ops.most_common()))
+        print("  run as their bodies in plain ONNX Runtime: " + (", ".join(found.expanded) or "none"))
+        print("  unknown to TensorRT: " + (", ".join(found.falls_back) or "none"))
 
 
 def fail(error: Exception) -> NoReturn:

@@ -90,7 +90,7 @@ def unet(model: Any, rule: ForegroundRule, tokens: int = 77) -> Exportable:
     }
     row, source, character = Dim("rows", max=_MOST_ROWS), Dim("sources", max=_MOST_ROWS), Dim("characters", max=256)
     token = Dim("tokens", min=2, max=4096)
-    spatial = {axis: _multiple(name, multiple) for axis, name in ((2, "height"), (3, "width"))}
+    spatial = {axis: _multiple(name, multiple) for axis, name in ((2, "latent_height"), (3, "latent_width"))}
     free: dict[str, dict[int, Any]] = {
         "sample": {0: row, **spatial},
         "timestep": {0: row},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -100,6 +102,17 @@ def verify(
         alike = [mine[name] == theirs[name] for mine, theirs in pairs for name in theirs]
         report.agreement = sum(alike) / len(alike)
     return report
+
+
+def load_reader(name: str) -> AttributeReader:
+    """An attribute reader by its name, module:function.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has no such function.
+    """
+    module, _, function = name.partition(":")
+    return cast(AttributeReader, getattr(importlib.import_module(module), function))
 
 
 @torch.inference_mode()
