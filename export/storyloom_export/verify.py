@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-
 from storyloom_export.artefact import Artefact, Dtype
 from storyloom_export.compare import Difference, difference, psnr
 from storyloom_export.denoiser import OnnxDenoiser, load_sessions
@@ -132,7 +131,7 @@ def _components(package: ModelPackage, artefact: Artefact, device: torch.device)
     picture = torch.rand(2, loaded.vae.config.in_channels, height, width, generator=draw) * 2 - 1
     distribution = loaded.vae.encode(picture, return_dict=False)[0]
     encoder = Session(artefact.component("vae_encoder"), device)
-    made = {name: (distribution.mean.shape, dtype) for name in ("mean", "logvar")}
+    made = dict.fromkeys(("mean", "logvar"), (distribution.mean.shape, dtype))
     for name, values in zip(made, encoder.run({"picture": picture.to(device, dtype)}, made), strict=True):
         yield difference(f"vae_encoder {name}", values.cpu(), getattr(distribution, name))
     latents = torch.randn(2, config.in_channels, height // factor, width // factor, generator=draw)
@@ -198,5 +197,3 @@ def _job(package: ModelPackage, steps: int) -> StoryJob:
         tuple(frames), "", steps, defaults.guidance_scale, defaults.solver, defaults.width, defaults.height,
         defaults.adapter,
     )  # fmt: skip
-
-

@@ -1,0 +1,46 @@
+"""The real server on both backends: the same story gives the same pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from storyloom.v1 import story_pb2 as pb
+from storyloom_export.compare import psnr
+from tests.server.serving import generate, serving
+from tests.server.test_server_pictures import pictures
+
+
+def six_frames() -> pb.Story:
+    prompts = ("{mia} walks", "{mia} and {bo} sit", "{bo} on the hill", "a dog", "{bo} and {mia}", "{mia} sits")
+    cast = (("mia", "a girl with red hair"), ("bo", "an old man"))
+    return pb.Story(
+        characters=[pb.Character(name=name, description=text) for name, text in cast],
+        frames=[pb.Frame(prompt=prompt) for prompt in prompts],
+        settings=pb.Settings(seed=11, steps=3, preview_interval=2),
+    )
+
+
+def served(folder: Path, package: Path, backend: str) -> NDArray[Any]:
+    folder.mkdir()
+    with (
+        serving(folder, package, "--threads", "1", backend=backend) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        return pictures(list(generate(channel, six_frames(), timeout=300)))
+
+
+def test_six_frames_on_both_backends(exported_package: Path, tmp_path: Path) -> None:
+    ours, theirs = (served(tmp_path / name, exported_package, name) for name in ("onnxruntime", "torch"))
+    assert ours.shape == theirs.shape == (6, 64, 64, 3)
+    values = [psnr(mine.astype(np.uint8), other.astype(np.uint8)) for mine, other in zip(ours, theirs, strict=True)]
+    assert min(values) >= 40
+
+
+def test_a_server_without_the_export_says_how_to_make_it(tmp_path: Path) -> None:
+    with serving(tmp_path, Path("weights/storyloom-mini"), backend="onnxruntime", wait=False) as server:
+        assert server.process.wait(240) == 1
+    assert "storyloom-export onnx" in server.log

@@ -1,0 +1,99 @@
+"""The backend onnxruntime makes what torch makes, step by step, and says what it cannot do."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storyloom_export.artefact import Artefact, ArtefactError
+from storyloom_export.compare import psnr
+from storyloom_export.denoiser import OnnxDenoiser
+from storyloom_export.modules import OnnxUNet
+from storyloom_model import ComposedPrompt, FrameJob, compose
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.state import StoryState
+from tests.model.tiny import tiny_job
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(exported_package: Path) -> OnnxDenoiser:
+    return OnnxDenoiser.load(exported_package)
+
+
+@pytest.fixture(scope="module")
+def reference(exported_package: Path) -> Denoiser:
+    return Denoiser.load(exported_package)
+
+
+def run(denoiser: Denoiser, *jobs: object) -> list[StoryState]:
+    states = [denoiser.encode(job) for job in jobs]  # type: ignore[arg-type]
+    while not all(state.done for state in states):
+        denoiser.step([state for state in states if not state.done])
+    return states
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        # The maps of random weights are almost flat, so that rounding decides about a position of a mask now and then.
+        ({}, 1e-2),
+        ({"adapter": "amsa", "solver": "unipc", "width": 96}, 1e-2),
+        ({"adapter": "none", "solver": "euler", "cross_frame": False}, 1e-4),
+        ({"adapter": "amsa", "solver": "unipc", "cross_frame": False}, 1e-4),
+        ({"guidance_scale": 1.0, "cross_frame": False}, 1e-4),
+    ],
+)
+def test_a_story_is_the_one_that_torch_makes(
+    exported: OnnxDenoiser, reference: Denoiser, settings: dict[str, object], tolerance: float
+) -> None:
+    ours, theirs = (run(denoiser, tiny_job(4, **settings))[0] for denoiser in (exported, reference))
+    assert (ours.latents - theirs.latents).abs().max() < tolerance
+    pictures = [denoiser.decode(state, range(4)) for denoiser, state in ((exported, ours), (reference, theirs))]
+    assert min(psnr(mine, other) for mine, other in zip(*pictures, strict=True)) > 40
+    previews = [denoiser.preview(state, [0]) for denoiser, state in ((exported, ours), (reference, theirs))]
+    assert np.abs(previews[0].astype(int) - previews[1].astype(int)).max() <= 2
+
+
+def test_a_story_without_characters_sees_only_its_own_frames(exported: OnnxDenoiser, reference: Denoiser) -> None:
+    prompts = [compose("", text, {}, []) for text in ("a dog", "a cat")]
+    frames = tuple(FrameJob(prompt, seed) for seed, prompt in enumerate(prompts) if isinstance(prompt, ComposedPrompt))
+    job = dataclasses.replace(tiny_job(1), frames=frames)
+    ours, theirs = (run(denoiser, job)[0].latents for denoiser in (exported, reference))
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_stories_in_one_call_are_what_they_are_alone(exported_package: Path) -> None:
+    together = OnnxDenoiser.load(exported_package, one_call=True)
+    jobs = tiny_job(3, seed=1), tiny_job(2, seed=2, guidance_scale=1.0, steps=3)
+    joined = run(together, *jobs)
+    for state, job in zip(joined, jobs, strict=True):
+        assert (state.latents - run(together, job)[0].latents).abs().max() < 1e-2
+
+
+def test_sizes_that_the_graph_does_not_take_are_refused(artefact: Artefact) -> None:
+    unet = OnnxUNet(artefact, CPU)
+    with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
+        unet(torch.zeros(1, 4, 7, 8), torch.zeros(1), torch.zeros(1, 77, 32))
+
+
+def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ArtefactError, match="no provider for cuda:0"):
+        OnnxDenoiser.load(exported_package, "cuda:0")
+
+
+def test_another_dtype_than_the_exports_is_refused(exported_package: Path) -> None:
+    with pytest.raises(ValueError, match="is float32, not"):
+        OnnxDenoiser.load(exported_package, dtype=torch.float16)
+
+
+def test_a_package_without_export_says_how_to_make_one(exported_package: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(exported_package, tmp_path / "bare", ignore=shutil.ignore_patterns("onnx"))
+    with pytest.raises(ArtefactError, match="make it anew with: storyloom-export onnx"):
+        OnnxDenoiser.load(bare)
