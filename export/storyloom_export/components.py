@@ -16,7 +16,9 @@ from storyloom_model.maps import ForegroundRule
 FreeSizes: TypeAlias = Mapping[str, dict[int, Any]]
 """Input name -> axis -> the size that is free there. Axes of one size share a ``Dim``."""
 
-_MOST_ROWS = 4096
+# diffusers' upsampling treats 64 rows and more apart, by an order in memory that ONNX does not know: the graph that is
+# traced below that takes any number.
+_MOST_ROWS = 63
 _MOST_LATENT = 1024
 
 

@@ -16,12 +16,17 @@ from onnxscript.optimizer import fold_constants_ir
 
 from storyloom_export.components import Exportable
 from storyloom_export.functions import DOMAIN, OPSET, VERSION, function_protos
+from storyloom_export.weights import WeightSource, stream_weights
 
 _FOLDED_BYTES = 1024
 
 
-def build_graph(part: Exportable) -> ir.Model:
-    """Exports a module. Its weights stay where they are, on the meta device too, until the graph is saved.
+def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Model:
+    """Exports a module.
+
+    Args:
+        part: the module and its examples.
+        weights: where the weights of a module on the meta device come from, one by one, when the graph is written.
 
     Returns:
         The graph; its initializers have the names of the component's parameters.
@@ -43,6 +48,8 @@ def build_graph(part: Exportable) -> ir.Model:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model
     _name_sizes(model, _symbols(program.exported_program, part))
+    if weights is not None:
+        stream_weights(model, part.prefix, weights)
     _simplify(model)
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(part.prefix):

@@ -54,4 +54,5 @@ def _nodes(
         shapes=[shape for _, shape in outputs],
         version=VERSION,
     )
-    return tuple(made)
+    # torch gives them the CPU; on the meta device that would not go together with the rest.
+    return tuple(made) if inputs[0].device.type == "cpu" else tuple(tensor.to(inputs[0].device) for tensor in made)

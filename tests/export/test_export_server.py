@@ -5,7 +5,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from storyloom.v1 import story_pb2 as pb
