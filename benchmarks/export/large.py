@@ -41,18 +41,15 @@ def export(shape: str, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
     written = time.monotonic()
     graph = onnx.load(file, load_external_data=False)
     nodes = Counter(node.op_type for node in graph.graph.node)
+    ours = {function.name for function in graph.functions}
     return {
         "shape": shape, "dtype": str(dtype), "parameters": parameters, "checker": "passed",
         "graph_bytes": file.stat().st_size, "data_bytes": file.with_suffix(".data").stat().st_size,
-        "nodes": sum(nodes.values()), "our_nodes": {name: nodes[name] for name in sorted(nodes) if name in _ours(graph)},
+        "nodes": sum(nodes.values()), "our_nodes": {name: nodes[name] for name in sorted(ours)},
         "unknown_to_tensorrt": sorted(unsupported(graph)), "trace_seconds": round(traced - started, 1),
         "write_and_check_seconds": round(written - traced, 1),
         "peak_resident_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
-
-
-def _ours(model: onnx.ModelProto) -> set[str]:
-    return {function.name for function in model.functions}
 
 
 def main() -> None:

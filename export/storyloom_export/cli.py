@@ -117,6 +117,31 @@ def inspect_command(
         print("  unknown to TensorRT: " + (", ".join(found.falls_back) or "none"))
 
 
+@app.command("tensorrt")
+def tensorrt_command(
+    package: PackageFolder,
+    out: ExportFolder = None,
+    buckets: Annotated[str, typer.Option(help="Row buckets, each a profile, separated by commas.")] = "2,4,8,16,32",
+) -> None:
+    """Builds TensorRT engines of the UNet from an export, on the GPU that they will run on, into PACKAGE/tensorrt."""
+    from storyloom_export.artefact import Artefact, ArtefactError, default_folder
+    from storyloom_export.inspection import package_sizes
+    from storyloom_export.tensorrt.engine import build_engine, check_tensorrt, row_profiles
+    from storyloom_model.package import ModelPackage, PackageError
+
+    try:
+        check_tensorrt()
+        loaded = ModelPackage.load(package)
+        artefact = Artefact.load(out or default_folder(package), loaded)
+        rows = tuple(sorted(int(part) for part in buckets.split(",")))
+        sizes = package_sizes(loaded, artefact.record, rows[-1], loaded.manifest.limits.max_characters)
+        folder = package / "tensorrt"
+        file = build_engine(artefact, "unet", row_profiles(rows, sizes), folder, folder / "timing.cache")
+    except (PackageError, ArtefactError, ValueError) as error:
+        fail(error)
+    print(f"{file.stat().st_size / 2**20:.1f} MiB in {file}")
+
+
 def fail(error: Exception) -> NoReturn:
     """Ends the command with an error that the user can act on."""
     _console.print(f"storyloom-export: {error}", style="red", markup=False, soft_wrap=True)

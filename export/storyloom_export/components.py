@@ -63,7 +63,10 @@ class _UNet(nn.Module):
             timestep,
             encoder_hidden_states=text,
             cross_attention_kwargs={"story": story},
-            added_cond_kwargs=None if pooled_text is None else {"text_embeds": pooled_text, "time_ids": time_ids},
+            # In float32, as the embedded times are that it is concatenated with.
+            added_cond_kwargs=None
+            if pooled_text is None
+            else {"text_embeds": pooled_text.float(), "time_ids": time_ids},
             return_dict=False,
         )[0]
         return prediction, story.average(0)

@@ -1,4 +1,4 @@
-"""Training stays PyTorch: a package that was trained on is exported anew with one command, and verified with another."""
+"""Training stays PyTorch: a package that was trained on is exported anew and verified, with a command each."""
 
 import shutil
 from pathlib import Path
