@@ -6,8 +6,8 @@ RECIPE ?= mini-128
 RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality quality-reader \
-        overlap windows simulation bench-server overhead soak train-mini clean
+.PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality \
+        quality-reader overlap windows simulation bench-server overhead soak train-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -20,6 +20,13 @@ demo: $(VENV)/.server  ## start the server, make both example stories, write the
 
 serve: $(VENV)/.server  ## serve the built-in model on port 50051
 	@$(BIN)/storyloom serve --model weights/storyloom-mini
+
+export: $(VENV)/.dev  ## export the built-in model to ONNX beside its package, and verify it
+	@$(BIN)/storyloom-export onnx weights/storyloom-mini
+	@$(BIN)/storyloom-export verify weights/storyloom-mini
+
+backends: $(VENV)/.dev  ## measure the backends side by side on the CPU
+	@$(BIN)/python -m benchmarks.export.backends
 
 test: lint types unit  ## everything: lint, types, proto checks, unit, property and end-to-end tests
 
