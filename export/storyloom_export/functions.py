@@ -17,6 +17,7 @@ from onnxscript import opset18 as op
 DOMAIN = "ai.storyloom"
 VERSION = 1
 OPSET = 18
+BFLOAT16_OPSET = 22
 
 _OURS = values.Opset(DOMAIN, VERSION)
 _FLOAT: int = TensorProto.FLOAT

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from storyloom_export.components import Exportable
-from storyloom_export.functions import DOMAIN, OPSET, VERSION, function_protos
+from storyloom_export.functions import BFLOAT16_OPSET, DOMAIN, OPSET, VERSION, function_protos
 from storyloom_export.weights import WeightSource, stream_weights
 
 _FOLDED_BYTES = 1024
@@ -40,7 +40,7 @@ def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Mod
             dynamic_shapes={name: part.free.get(name, {}) for name in part.inputs},
             input_names=list(part.inputs),
             output_names=list(part.outputs),
-            opset_version=OPSET,
+            opset_version=opset_of(part),
             optimize=False,
             verbose=False,
         )
@@ -54,8 +54,14 @@ def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Mod
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(part.prefix):
             value.name = name.removeprefix(part.prefix)
-    _add_functions(model)
+    _add_functions(model, opset_of(part))
     return model
+
+
+def opset_of(part: Exportable) -> int:
+    """18, or for bfloat16 the first opset whose convolutions take it."""
+    dtypes = {weight.dtype for weight in part.module.parameters()}
+    return BFLOAT16_OPSET if torch.bfloat16 in dtypes else OPSET
 
 
 def _symbols(program: Any, part: Exportable) -> dict[str, str]:
@@ -109,12 +115,13 @@ def _takes_weight(node: ir.Node) -> bool:
     return any(value is not None and value.is_initializer() for value in node.inputs)
 
 
-def _add_functions(model: ir.Model) -> None:
+def _add_functions(model: ir.Model, opset: int) -> None:
     """Gives every op of ours that the graph uses its body."""
     used = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
     protos = function_protos()
     for name in sorted(used):
         function = ir.from_proto(protos[name])
+        function.opset_imports[""] = opset
         model.functions[function.identifier()] = function
     if used:
         model.opset_imports[DOMAIN] = VERSION

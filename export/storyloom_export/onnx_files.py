@@ -25,7 +25,7 @@ from storyloom_export.artefact import (
     write_record,
 )
 from storyloom_export.components import Exportable
-from storyloom_export.functions import OPSET
+from storyloom_export.functions import BFLOAT16_OPSET, OPSET
 from storyloom_export.graph import build_graph
 from storyloom_export.story import levels_of
 from storyloom_model.adapters import load_adapter
@@ -100,7 +100,7 @@ def _write_all(package: ModelPackage, folder: Path, dtype: Dtype, progress: Call
         package=package.manifest.name,
         package_hash=origin,
         dtype=dtype,
-        opset=OPSET,
+        opset=BFLOAT16_OPSET if dtype == "bfloat16" else OPSET,
         latent_multiple=multiple,
         numerics=NUMERICS,
         versions={name: version(name) for name in _PACKAGES},
