@@ -78,13 +78,13 @@ def test_profiles_cover_every_row_count_once(artefact: Artefact) -> None:
 
 
 def test_an_engine_of_another_gpu_or_package_is_another_file() -> None:
-    profile = engine.row_profiles((2,), {})[0]
     names = {
-        engine.EngineKey("unet", package, "float16", gpu, "11.4", profile).file_name()
+        engine.EngineKey("unet", package, "float16", gpu, "11.4", tuple(engine.row_profiles(buckets, {}))).file_name()
         for package in ("a", "b")
         for gpu in ("H200 sm_90", "L4 sm_89")
+        for buckets in ((2, 8), (2, 4, 8))
     }
-    assert len(names) == 4
+    assert len(names) == 8
 
 
 def test_nodes_with_plugins_name_their_namespace(artefact: Artefact) -> None:

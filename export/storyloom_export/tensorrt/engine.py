@@ -39,7 +39,7 @@ class EngineKey:
     dtype: str
     gpu: str
     tensorrt: str
-    profile: Profile
+    profiles: tuple[Profile, ...]
 
     def file_name(self) -> str:
         """Such as "unet-0f3a91c2.engine"."""
@@ -112,7 +112,7 @@ def check_tensorrt() -> Any:
 
 
 def build_engine(artefact: Artefact, component: str, profiles: list[Profile], folder: Path, cache: Path) -> Path:
-    """Builds an engine, or finds the one that was built for the same GPU, TensorRT, package and profiles.
+    """Builds an engine of a UNet, or finds the one that was built for the same GPU, TensorRT, package and profiles.
 
     The network is strongly typed: its types are those of the export. Weights can be refitted from another ONNX file,
     which is how an adapter is put in. Tactic timings go to ``cache`` and make the next build faster.
@@ -126,14 +126,13 @@ def build_engine(artefact: Artefact, component: str, profiles: list[Profile], fo
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     key = EngineKey(
         component, artefact.record.package_hash, artefact.record.dtype, f"{name} sm_{major}{minor}", trt.__version__,
-        Profile({}, {}, {}) if not profiles else Profile(profiles[0].least, profiles[-1].best, profiles[-1].most),
+        tuple(profiles),
     )  # fmt: skip
     file = folder / key.file_name()
     if file.exists():
         return file
-    sizes = profiles[-1].most
-    positions = sizes.get("positions", 4096)
-    register(10 * major + minor, positions)
+    height, width = shape_of(artefact.record.components[component], profiles[-1].most)["previous_maps"][-2:]
+    register(10 * major + minor, height * width)
     engine = _build(trt, artefact, component, profiles, cache)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_bytes(engine)
