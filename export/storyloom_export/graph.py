@@ -67,7 +67,7 @@ def opset_of(part: Exportable) -> int:
 def _symbols(program: Any, part: Exportable) -> dict[str, str]:
     """The exporter's own symbols, such as "s25", to the names that we gave these sizes."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    found = {}
+    found: dict[str, str] = {}
     for given, wanted in zip(program.graph_signature.user_inputs, part.inputs, strict=True):
         for axis, size in part.free.get(wanted, {}).items():
             expression = placeholders[given].meta["val"].shape[axis].node.expr

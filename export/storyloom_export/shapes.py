@@ -43,5 +43,5 @@ def build_unet(shape: str, *, dtype: torch.dtype = torch.float32, device: str = 
         changes: what differs from the published configuration, such as a smaller depth.
     """
     with torch.device(device):
-        unet = UNet2DConditionModel(**(SHAPES[shape] | changes))  # type: ignore[no-untyped-call]
+        unet = UNet2DConditionModel(**(SHAPES[shape] | changes))
     return unet.to(dtype).eval().requires_grad_(False)

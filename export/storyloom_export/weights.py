@@ -28,7 +28,7 @@ def stream_weights(model: ir.Model, prefix: str, source: WeightSource) -> None:
         if tensor is None or not (isinstance(raw, Tensor) and raw.is_meta):
             continue
         value.const_value = ir.LazyTensor(
-            _asker(source, name.removeprefix(prefix), raw), dtype=tensor.dtype, shape=tensor.shape, name=name
+            _asker(source, name.removeprefix(prefix), raw), dtype=tensor.dtype, shape=ir.Shape(raw.shape), name=name
         )  # fmt: skip
 
 

@@ -111,4 +111,4 @@ def test_plugins_register_with_tensorrts_bindings() -> None:
     pytest.importorskip("tensorrt.plugin", reason="TensorRT's bindings cannot be imported here: NOT CHECKED")
     from storyloom_export.tensorrt.plugins import register
 
-    assert set(register(90, 4096)) <= {f"storyloom::{name}" for name in PLUGINS}
+    assert set(register(90, 4096)) == {f"storyloom::{name}" for name in PLUGINS}

@@ -11,16 +11,7 @@ import onnx
 
 from storyloom_export.functions import DOMAIN
 
-PLUGINS = frozenset(
-    {
-        "Bank",
-        "CrossFrameAttention",
-        "CrossAttentionWithMaps",
-        "ForegroundOtsu",
-        "ForegroundQuantile",
-        "ForegroundFixed",
-    }
-)
+PLUGINS = frozenset({"Bank", "CrossFrameAttention", "CrossAttentionWithMaps", "ForegroundOtsu"})
 """Ops of ours that a plugin runs. The others run as their bodies, which the parser puts in their place."""
 
 

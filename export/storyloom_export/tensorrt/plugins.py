@@ -77,7 +77,7 @@ def _cross_attention(trt: Any, trtp: Any, architecture: int) -> str:
         return _launch(trtp, compiled, (tiles, heads, rows), (positions, tokens, characters))
 
     inputs = dict.fromkeys(("q", "k", "v", "token_mask"), desc)
-    return _register(trtp, name, shapes, launch, inputs, tuple[desc, desc])
+    return _register(trtp, name, shapes, launch, inputs, _pair(desc))
 
 
 def _foreground(trt: Any, trtp: Any, architecture: int, max_positions: int) -> str:
@@ -106,7 +106,7 @@ def _bank(trt: Any, trtp: Any, architecture: int) -> str:
         rows, positions = mask.shape_expr
         return _launch(trtp, compile_kernel(ptx.bank(), architecture), (rows,), (positions,))
 
-    return _register(trtp, name, shapes, launch, {"mask": desc}, tuple[desc, desc])
+    return _register(trtp, name, shapes, launch, {"mask": desc}, _pair(desc))
 
 
 def _register(trtp: Any, name: str, shapes: Any, launch: Any, inputs: dict[str, Any], returns: Any) -> str:
@@ -121,6 +121,10 @@ def _register(trtp: Any, name: str, shapes: Any, launch: Any, inputs: dict[str, 
     trtp.register(name)(shapes)
     trtp.aot_impl(name)(launch)
     return name
+
+
+def _pair(kind: Any) -> Any:
+    return tuple.__class_getitem__((kind, kind))
 
 
 def _launch(trtp: Any, kernel: CompiledKernel, grid: tuple[Any, ...], scalars: tuple[Any, ...]) -> tuple[Any, ...]:
