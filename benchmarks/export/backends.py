@@ -30,11 +30,12 @@ from storyloom import Character, Frame, Settings, Story, StoryClient
 from storyloom_export.artefact import Artefact, default_folder
 from storyloom_export.compare import psnr
 from storyloom_export.onnx_files import export_package
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
 from storyloom_model.package import ModelPackage
 from storyloom_model.prompts import ComposedPrompt, compose
-from storyloom_server.backend import load_backend
+from storyloom_server.engine.backend import load_backend
 
 MIA = "a young woman with long red hair and round glasses, wearing a green sweater"
 LEO = "an old man with a white beard, wearing a blue jacket"
@@ -67,7 +68,7 @@ def in_process(folder: Path, backends: list[str], device: str, steps: int, repea
     """Makes the story with each backend, in turns."""
     package = ModelPackage.load(folder)
     wanted = job(package, steps)
-    loaded: dict[str, Any] = {name: load_backend(name, folder, device) for name in backends}
+    loaded: dict[str, Any] = {name: load_backend(name, folder, device, ExecutionOptions()) for name in backends}
     seconds: dict[str, dict[str, list[float]]] = {name: {"encode": [], "step": [], "decode": []} for name in backends}
     ends: dict[str, tuple[Any, NDArray[np.uint8]]] = {}
     for turn in range(repeats + 1):

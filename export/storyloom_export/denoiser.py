@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from storyloom_export.artefact import Artefact, default_folder
 from storyloom_export.modules import OnnxTextEncoder, OnnxUNet, OnnxVae
+from storyloom_model.attention import TextKeysValues
+from storyloom_model.batch import UNetCall
 from storyloom_model.components import Components
-from storyloom_model.denoiser import Denoiser
+from storyloom_model.denoiser import DEFAULT_OPTIONS, Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.package import ModelPackage
 
 
 class OnnxDenoiser(Denoiser):
-    """A loaded export of a model package: encode, step, decode and preview as ``Denoiser`` does them."""
+    """A loaded export of a model package: does all that ``Denoiser`` does. ``components`` are of ``load_sessions``."""
+
+    runtime = "onnxruntime"
 
     @classmethod
     def load(
         cls,
         folder: Path,
         device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        options: ExecutionOptions = DEFAULT_OPTIONS,
         *,
         one_call: bool | None = None,
     ) -> Self:
@@ -32,19 +39,40 @@ class OnnxDenoiser(Denoiser):
         Args:
             folder: of the package.
             device: "cpu" or "cuda:N".
-            dtype: of the export; None takes whichever it is.
+            options: ``dtype`` must be the export's. ``cuda_graphs`` and ``channels_last`` are for torch alone, and
+                have no effect.
             one_call: see ``Denoiser``.
 
         Raises:
             PackageError: the folder is not a usable package.
             ArtefactError: the package has no export, or not a usable one.
-            ValueError: the export has another dtype.
+            ValueError: the export has another dtype, or the options ask for ``compile``.
         """
+        if options.compile:
+            raise ValueError("compile is for the backend torch; ONNX Runtime optimises its graphs itself; set it off")
         package = ModelPackage.load(folder)
         artefact = Artefact.load(default_folder(folder), package)
-        if dtype is not None and str(dtype) != f"torch.{artefact.record.dtype}":
-            raise ValueError(f"the export of {folder} is {artefact.record.dtype}, not {dtype}; export it anew")
-        return cls(package, load_sessions(package, artefact, torch.device(device)), one_call=one_call)
+        if options.dtype != artefact.record.dtype:
+            raise ValueError(
+                f"the export of {folder} is {artefact.record.dtype}, not {options.dtype}; choose that dtype, or export "
+                f"it anew with: storyloom-export onnx {folder} --dtype {options.dtype}"
+            )
+        components = load_sessions(package, artefact, torch.device(device))
+        return cls(package, components, replace(options, cuda_graphs=False, channels_last=False), one_call=one_call)
+
+    def _prepare(self, components: Components, options: ExecutionOptions) -> None:
+        """Nothing: attention is in the graphs."""
+
+    def _with_adapter(self, package: ModelPackage, name: str) -> OnnxUNet:
+        unet: OnnxUNet = self._unet
+        return unet.with_adapter(name)
+
+    def _call_of(self, unet: OnnxUNet) -> UNetCall:
+        return unet
+
+    def _text_keys_values(self, adapter: str | None, text: Tensor) -> TextKeysValues:
+        """None: the graphs make them of the text."""
+        return ()
 
 
 def load_sessions(package: ModelPackage, artefact: Artefact, device: torch.device) -> Components:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from storyloom_export.artefact import Artefact
 from storyloom_export.session import Session
-from storyloom_model.attention import StoryAttention
+from storyloom_model.batch import Tensors
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -30,55 +28,64 @@ class _Component(nn.Module):
 
 
 class OnnxUNet(_Component):
-    """A UNet2DConditionModel with story attention. Called as ``storyloom_model.batch`` calls the torch one."""
+    """A UNet2DConditionModel with story attention; called as ``storyloom_model.batch`` calls ``unet_pass`` of one."""
 
     def __init__(self, artefact: Artefact, device: torch.device, adapter: str | None = None) -> None:
         super().__init__(artefact, "unet" if adapter is None else f"unet.{adapter}", device)
 
-    def with_adapter(self, weights: Mapping[str, Tensor], name: str) -> OnnxUNet:
+    def with_adapter(self, name: str) -> OnnxUNet:
         """The session of an adapter, whose weights are in the export already."""
         return OnnxUNet(self.artefact, self.device, name)
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
-        return_dict: bool = False,
-    ) -> tuple[Tensor]:
-        """The prediction, [R, C, h, w]; the maps go into the ``StoryAttention`` that was given.
+    def forward(self, inputs: Tensors) -> Tensors:
+        """What ``unet_pass`` returns for what ``collate`` made. The text's keys and values are made inside.
 
         Raises:
             ValueError: the latents' size is not one that the export takes.
         """
-        multiple = self.artefact.record.latent_multiple
-        if any(size % multiple for size in sample.shape[-2:]):
-            raise ValueError(f"exported UNets take latents in multiples of {multiple}; got {list(sample.shape[-2:])}")
-        story: StoryAttention | None = (cross_attention_kwargs or {}).get("story")
-        inputs = {"sample": sample, "timestep": timestep.float(), "text": encoder_hidden_states}
-        inputs |= self._alone(sample, encoder_hidden_states) if story is None else story.as_tensors()
-        outputs = {
-            "prediction": (sample.shape, self.dtype),
-            "maps": (inputs["previous_maps"].shape, torch.float32),
-        }
-        prediction, maps = self.session.run(inputs, outputs)
-        if story is not None:
-            story.take_average(maps)
-        return (prediction,)
+        latents, multiple = inputs["latents"], self.artefact.record.latent_multiple
+        if any(size % multiple for size in latents.shape[-2:]):
+            raise ValueError(f"exported UNets take latents in multiples of {multiple}; got {list(latents.shape[-2:])}")
+        attends = "attention.bounds" in inputs
+        given = {"sample": latents, "timestep": inputs["times"].float(), "text": inputs["text"]}
+        given |= _attention(inputs) if attends else _alone(inputs)
+        outputs = {"prediction": (latents.shape, self.dtype), "maps": (given["previous_maps"].shape, torch.float32)}
+        values, maps = self.session.run(given, outputs)
+        return {"values": values} | ({"maps": maps} if attends else {})
 
-    def _alone(self, sample: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """The story inputs of rows that see only themselves: one character without tokens, whose maps nobody reads."""
-        rows, device = sample.shape[0], self.device
-        places = torch.arange(rows, dtype=torch.int32, device=device)
-        return {
-            "token_mask": torch.zeros(rows, 1, text.shape[1], dtype=torch.bool, device=device),
-            "bounds": torch.stack([places, places + 1], dim=1),
-            "sources": torch.zeros(1, dtype=torch.int64, device=device),
-            "source_of_row": torch.zeros(rows, dtype=torch.int64, device=device),
-            "crosses_frames": torch.zeros(rows, dtype=torch.bool, device=device),
-            "previous_maps": torch.zeros(1, 1, *sample.shape[-2:], device=device),
-        }
+
+def _attention(inputs: Tensors) -> dict[str, Tensor]:
+    """The graph's story inputs. Without maps of a step before they are 0, which gives the same masks."""
+    latents, token_mask = inputs["latents"], inputs["attention.token_mask"]
+    sources = inputs.get("attention.sources")
+    if sources is None:
+        sources = torch.arange(len(latents), device=latents.device)
+    maps = inputs.get("attention.previous_maps")
+    if maps is None:
+        maps = torch.zeros(len(sources), token_mask.shape[1], *latents.shape[-2:], device=latents.device)
+    return {
+        "token_mask": token_mask,
+        "bounds": inputs["attention.bounds"],
+        "sources": sources,
+        "source_of_row": inputs["attention.source_of_row"],
+        "crosses_frames": inputs["attention.on"][:, 0],
+        "previous_maps": maps,
+    }
+
+
+def _alone(inputs: Tensors) -> dict[str, Tensor]:
+    """The story inputs of rows that see only themselves: one character without tokens, whose maps nobody reads."""
+    latents, tokens = inputs["latents"], inputs["text"].shape[1]
+    rows, device = len(latents), latents.device
+    places = torch.arange(rows, dtype=torch.int32, device=device)
+    return {
+        "token_mask": torch.zeros(rows, 1, tokens, dtype=torch.bool, device=device),
+        "bounds": torch.stack([places, places + 1], dim=1),
+        "sources": torch.zeros(1, dtype=torch.int64, device=device),
+        "source_of_row": torch.zeros(rows, dtype=torch.int64, device=device),
+        "crosses_frames": torch.zeros(rows, dtype=torch.bool, device=device),
+        "previous_maps": torch.zeros(1, 1, *latents.shape[-2:], device=device),
+    }
 
 
 class OnnxTextEncoder(_Component):

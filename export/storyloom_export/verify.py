@@ -10,15 +10,18 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from storyloom_export.artefact import Artefact, Dtype
 from storyloom_export.compare import Difference, difference, psnr
 from storyloom_export.denoiser import OnnxDenoiser, load_sessions
 from storyloom_export.session import Session
 from storyloom_kernels import GroupLayout
-from storyloom_model.attention import StoryAttention, install_story_attention
+from storyloom_model.attention import install_story_attention, text_keys_values
+from storyloom_model.batch import unet_pass
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.noise import frame_seed
@@ -138,41 +141,42 @@ def _components(package: ModelPackage, artefact: Artefact, device: torch.device)
     pictures = sessions.vae.decode(latents.to(device, dtype))[0]
     yield difference("vae_decoder picture", pictures.cpu(), loaded.vae.decode(latents, return_dict=False)[0])
 
+    inputs = _unet_inputs(config.in_channels, (height // factor, width // factor), text)
     install_story_attention(loaded.unet)
     rule = ForegroundRule(package.manifest.attention.threshold, package.manifest.attention.value)
-    rows, size = 5, (height // factor, width // factor)
-    sample = torch.randn(rows, config.in_channels, *size, generator=draw)
-    hidden = text[torch.arange(rows) % 3]
-    for where, unet, values in (("torch", loaded.unet, sample), (str(device), sessions.unet, sample.to(device, dtype))):
-        story = _story(size, hidden.shape[1], rule, values.device)
-        times = torch.tensor([900.0, 900.0, 500.0, 500.0, 20.0], device=values.device)
-        context = hidden.to(values.device, values.dtype)
-        kwargs = {"story": story}
-        prediction = unet(
-            values, times, encoder_hidden_states=context, cross_attention_kwargs=kwargs, return_dict=False
-        )[0]
-        found = (prediction.cpu(), story.average_maps().cpu())
-        if where == "torch":
-            reference = found
-    for name, mine, theirs in zip(("prediction", "maps"), found, reference, strict=True):
-        yield difference(f"unet {name}", mine, theirs)
+    for layer, (keys, values) in enumerate(text_keys_values(loaded.unet, inputs["text"])):
+        inputs |= {f"key.{layer}": keys, f"value.{layer}": values}
+    reference = unet_pass(loaded.unet, rule, inputs)
+    own = {"latents": inputs["latents"].to(dtype), "text": inputs["text"].to(dtype)}
+    found = sessions.unet({name: value.to(device) for name, value in (inputs | own).items()})
+    for name, values in reference.items():
+        yield difference(f"unet {name}", found[name].cpu(), values)
 
 
-def _story(size: tuple[int, int], tokens: int, rule: ForegroundRule, device: torch.device) -> StoryAttention:
-    """Two groups, of three frames and two, and two characters, one of whom a row lacks."""
-    token_mask = torch.zeros(5, 2, tokens, dtype=torch.bool)
+def _unet_inputs(channels: int, size: tuple[int, int], text: Tensor) -> dict[str, Tensor]:
+    """What ``collate`` makes of two groups, of three frames and two, and two characters, one of whom a row lacks."""
+    draw = torch.Generator().manual_seed(1)
+    layout, hidden = GroupLayout((3, 2)), text[torch.arange(5) % len(text)]
+    token_mask = torch.zeros(layout.rows, 2, text.shape[1], dtype=torch.bool)
     token_mask[:, 0, 2:6] = True
     token_mask[1:, 1, 8:11] = True
-    maps = torch.rand(5, 2, *size, generator=torch.Generator().manual_seed(1))
-    return StoryAttention(
-        GroupLayout((3, 2)), size, token_mask.to(device), previous_maps=maps.to(device), rule=rule
-    )  # fmt: skip
+    return {
+        "latents": torch.randn(layout.rows, channels, *size, generator=draw),
+        "times": torch.tensor([900.0, 900.0, 500.0, 500.0, 20.0]),
+        "text": hidden,
+        "attention.bounds": layout.bounds(hidden.device),
+        "attention.token_mask": token_mask,
+        "attention.source_of_row": torch.arange(layout.rows),
+        "attention.on": torch.ones(layout.rows, 1, dtype=torch.bool),
+        "attention.previous_maps": torch.rand(layout.rows, 2, *size, generator=draw),
+    }
 
 
 def _stories(package: ModelPackage, artefact: Artefact, device: str, steps: int) -> tuple[Pictures, Pictures]:
     """The pictures of one story of two characters, by the export and by torch."""
     wanted = _job(package, steps)
-    exported = OnnxDenoiser(package, load_sessions(package, artefact, torch.device(device)))
+    sessions = load_sessions(package, artefact, torch.device(device))
+    exported = OnnxDenoiser(package, sessions, ExecutionOptions(dtype=artefact.record.dtype))
     return _make(exported, wanted), _make(Denoiser.load(package.folder), wanted)
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyloom_model.adapters import load_adapter, with_adapter
-from storyloom_model.attention import install_story_attention, text_keys_values
-from storyloom_model.batch import Capacity, Prediction, predict
+from storyloom_model.attention import TextKeysValues, install_story_attention, text_keys_values
+from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
@@ -61,6 +61,9 @@ class Denoiser:
         ValueError: the device lacks what the options ask for.
     """
 
+    runtime: ClassVar[str] = "torch"
+    """What computes. Another one rounds differently and takes no checkpoints of this one."""
+
     def __init__(
         self,
         package: ModelPackage,
@@ -78,22 +81,13 @@ class Denoiser:
         self._rule = ForegroundRule(self.manifest.attention.threshold, self.manifest.attention.value)
         try:
             check_schedule(self._schedule)
-            install_story_attention(self._unet)
-            if self.device.type == "cuda":
-                for module in (components.unet, components.vae):
-                    fuse_group_norms(module)
+            self._prepare(components, options)
         except ValueError as error:
             raise PackageError(f"{package.folder}: {error}") from error
-        if options.channels_last:
-            for module in (components.unet, components.vae):
-                module.to(memory_format=torch.channels_last)
         self._package_fingerprint = package_fingerprint(package)
-        self._unets = {None: self._unet} | {
-            name: with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
-            for name in self.manifest.adapters
-        }
+        self._unets = {None: self._unet} | {name: self._with_adapter(package, name) for name in self.manifest.adapters}
         self._options = options
-        self._runner = Runner(self._unets, self._rule, options)
+        self._runner = Runner({name: self._call_of(unet) for name, unet in self._unets.items()}, options)
         self._text_encoder = TextEncoder(components.tokenizer, components.text_encoder)
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
@@ -150,7 +144,7 @@ class Denoiser:
             solver=solver,
             latents=latents,
             text=text,
-            text_keys_values=text_keys_values(self._unets[adapter], text),
+            text_keys_values=self._text_keys_values(adapter, text),
             token_mask=self._text_encoder.token_mask(prompts, job.characters),
             predicted=torch.zeros_like(latents),
             anchors=_read_latents(job.anchors, shape).to(text.device),
@@ -275,6 +269,33 @@ class Denoiser:
         """The device's memory in all; None on the CPU."""
         return memory_bytes(self.device)
 
+    # What another runtime does in its own way.
+
+    def _prepare(self, components: Components, options: ExecutionOptions) -> None:
+        """Makes the modules what the engine runs, in place.
+
+        Raises:
+            ValueError: the UNet is not of a form that AMSA is defined for.
+        """
+        install_story_attention(components.unet)
+        for module in (components.unet, components.vae):
+            if self.device.type == "cuda":
+                fuse_group_norms(module)
+            if options.channels_last:
+                module.to(memory_format=torch.channels_last)
+
+    def _with_adapter(self, package: ModelPackage, name: str) -> Any:
+        """The UNet with an adapter's weights."""
+        return with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
+
+    def _call_of(self, unet: Any) -> UNetCall:
+        """How a UNet takes what ``collate`` makes."""
+        return partial(unet_pass, unet, self._rule)
+
+    def _text_keys_values(self, adapter: str | None, text: Tensor) -> TextKeysValues:
+        """What is made of a story's text once, for all its steps."""
+        return text_keys_values(self._unets[adapter], text)
+
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""
         bucket = self._options.bucket(sum(state.rows for state in states)) if self._one_call else None
@@ -293,7 +314,7 @@ class Denoiser:
             raise
 
     def _fingerprint(self, job: StoryJob) -> str:
-        return f"{self._package_fingerprint}-{self._unet.dtype}-{job_fingerprint(job)}"
+        return f"{self._package_fingerprint}-{self.runtime}-{self._unet.dtype}-{job_fingerprint(job)}"
 
     def _latent_shape(self, job: StoryJob) -> tuple[int, int, int]:
         factor = self._decoder.factor

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
-from storyloom_model.batch import Tensors, UNetCall, unet_pass
+from storyloom_model.batch import Tensors, UNetCall
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.graphs import GraphCache
-from storyloom_model.maps import ForegroundRule
 from storyloom_model.memory import is_out_of_memory
 
 log = logging.getLogger("storyloom.model")
 
 
 class Runner:
-    """The UNets of a model and how they are called.
+    """How the UNets of a model are called.
 
     Args:
-        unets: by adapter.
-        rule: how maps become masks.
+        calls: by adapter.
         options: checked for the UNets' device.
     """
 
-    def __init__(self, unets: dict[str | None, Any], rule: ForegroundRule, options: ExecutionOptions) -> None:
-        self._plain: dict[str | None, UNetCall] = {name: partial(unet_pass, unet, rule) for name, unet in unets.items()}
+    def __init__(self, calls: Mapping[str | None, UNetCall], options: ExecutionOptions) -> None:
+        self._plain = dict(calls)
         compiler: Any = torch.compile
         self._compiled: dict[str | None, UNetCall] = (
             {name: compiler(call, dynamic=False) for name, call in self._plain.items()} if options.compile else {}

@@ -12,10 +12,12 @@ from storyloom_export.artefact import Artefact, ArtefactError
 from storyloom_export.compare import psnr
 from storyloom_export.denoiser import OnnxDenoiser
 from storyloom_export.modules import OnnxUNet
-from storyloom_model import ComposedPrompt, FrameJob, compose
+from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
+from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.state import StoryState
-from tests.model.tiny import tiny_job
+from tests.model.tiny import tiny_anchors, tiny_job
 
 CPU = torch.device("cpu")
 
@@ -30,8 +32,8 @@ def reference(exported_package: Path) -> Denoiser:
     return Denoiser.load(exported_package)
 
 
-def run(denoiser: Denoiser, *jobs: object) -> list[StoryState]:
-    states = [denoiser.encode(job) for job in jobs]  # type: ignore[arg-type]
+def run(denoiser: Denoiser, *jobs: StoryJob) -> list[StoryState]:
+    states = [denoiser.encode(job) for job in jobs]
     while not all(state.done for state in states):
         denoiser.step([state for state in states if not state.done])
     return states
@@ -75,10 +77,50 @@ def test_stories_in_one_call_are_what_they_are_alone(exported_package: Path) -> 
         assert (state.latents - run(together, job)[0].latents).abs().max() < 1e-2
 
 
+@pytest.mark.parametrize(("guidance_scale", "cross_frame"), [(4.0, True), (1.0, True), (4.0, False)])
+def test_a_story_with_anchors_is_the_one_that_torch_makes(
+    exported: OnnxDenoiser, reference: Denoiser, guidance_scale: float, cross_frame: bool
+) -> None:
+    anchors = tiny_anchors(reference, 2)
+    job = tiny_job(2, anchors=anchors, guidance_scale=guidance_scale, cross_frame=cross_frame)
+    ours, theirs = (run(denoiser, job)[0] for denoiser in (exported, reference))
+    assert (ours.latents - theirs.latents).abs().max() < 1e-2
+    without = run(exported, dataclasses.replace(job, anchors=()))[0]
+    assert torch.equal(ours.latents, without.latents) is not cross_frame
+
+
+def test_a_frame_looks_the_same_on_both(exported: OnnxDenoiser, reference: Denoiser) -> None:
+    found = []
+    for denoiser in (exported, reference):
+        state = run(denoiser, tiny_job(2))[0]
+        found.append(denoiser.looks(state, 0, denoiser.decode(state, [0])[0]))
+    assert found[0].keys() == found[1].keys()
+    for name, look in found[0].items():
+        assert np.abs(look - found[1][name]).max() < 0.05
+
+
+def test_a_story_goes_on_from_a_checkpoint_of_its_own_runtime_alone(
+    exported: OnnxDenoiser, reference: Denoiser
+) -> None:
+    job = tiny_job(2, solver="unipc", anchors=tiny_anchors(reference, 1))
+    state = exported.encode(job)
+    for _ in range(2):
+        exported.step([state])
+    kept = exported.save(state)
+    resumed = exported.restore(job, kept)
+    for going in (state, resumed):
+        while not going.done:
+            exported.step([going])
+    assert torch.equal(state.latents, resumed.latents)
+    assert exported.final_latents(state) == exported.final_latents(resumed)
+    with pytest.raises(CheckpointError, match="another job, or of another model"):
+        reference.restore(job, kept)
+
+
 def test_sizes_that_the_graph_does_not_take_are_refused(artefact: Artefact) -> None:
     unet = OnnxUNet(artefact, CPU)
     with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
-        unet(torch.zeros(1, 4, 7, 8), torch.zeros(1), torch.zeros(1, 77, 32))
+        unet({"latents": torch.zeros(1, 4, 7, 8), "times": torch.zeros(1), "text": torch.zeros(1, 77, 32)})
 
 
 def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
@@ -88,9 +130,11 @@ def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
         OnnxDenoiser.load(exported_package, "cuda:0")
 
 
-def test_another_dtype_than_the_exports_is_refused(exported_package: Path) -> None:
-    with pytest.raises(ValueError, match="is float32, not"):
-        OnnxDenoiser.load(exported_package, dtype=torch.float16)
+def test_options_that_the_export_has_not_are_refused(exported_package: Path) -> None:
+    with pytest.raises(ValueError, match=r"is float32, not float16.*--dtype float16"):
+        OnnxDenoiser.load(exported_package, options=ExecutionOptions(dtype="float16"))
+    with pytest.raises(ValueError, match="compile is for the backend torch"):
+        OnnxDenoiser.load(exported_package, options=ExecutionOptions(compile=True))
 
 
 def test_a_package_without_export_says_how_to_make_one(exported_package: Path, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_a_block_exports_from_streamed_weights_and_has_parity(shape: str, tmp_pa
     token_mask[:, 0, 1:4] = True
     token_mask[1:, 1, 5:7] = True
     maps = torch.rand(rows, 2, *size, generator=draw)
-    story = StoryAttention(GroupLayout((2, 1)), size, token_mask, previous_maps=maps)
+    layout = GroupLayout((2, 1))
+    story = StoryAttention(layout, size, token_mask, previous_maps=maps)
     times = torch.tensor([900.0, 900.0, 20.0])
     extra = {}
     if shape == "sdxl":
@@ -77,7 +78,18 @@ def test_a_block_exports_from_streamed_weights_and_has_parity(shape: str, tmp_pa
             added_cond_kwargs={"text_embeds": extra["pooled_text"], "time_ids": extra["time_ids"]} if extra else None,
             return_dict=False,
         )[0]
-    inputs = {"sample": sample, "timestep": times, "text": text, **story.as_tensors(), **extra}
+    inputs = {
+        "sample": sample,
+        "timestep": times,
+        "text": text,
+        "token_mask": token_mask,
+        "bounds": layout.bounds(sample.device),
+        "sources": torch.arange(rows),
+        "source_of_row": torch.arange(rows),
+        "crosses_frames": torch.ones(rows, dtype=torch.bool),
+        "previous_maps": maps,
+        **extra,
+    }
     outputs = {"prediction": (sample.shape, torch.float32), "maps": (maps.shape, torch.float32)}
     found, found_maps = Session(tmp_path / "block.onnx", torch.device("cpu")).run(inputs, outputs)
     torch.testing.assert_close(found, prediction, atol=2e-4, rtol=1e-3)
