@@ -23,6 +23,9 @@ _ELEMENT_TYPES = {
     torch.bfloat16: 16,
 }
 
+_OUT_OF_MEMORY = "Failed to allocate memory"
+"""In the messages of ONNX Runtime's arenas, on the CPU and on GPUs."""
+
 
 class Session:
     """A component in ONNX Runtime.
@@ -51,6 +54,9 @@ class Session:
 
         Returns:
             New tensors in the order of ``outputs``.
+
+        Raises:
+            MemoryError: memory ran out; fewer rows may pass.
         """
         binding = self._session.io_binding()
         given = {name: tensor.contiguous() for name, tensor in inputs.items()}
@@ -62,7 +68,12 @@ class Session:
         if self.device.type == "cuda":
             # ONNX Runtime works on a stream of its own and must not start before torch has written the inputs.
             torch.cuda.current_stream(self.device).synchronize()
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's errors have no base class of their own.
+            if _OUT_OF_MEMORY in str(error):
+                raise MemoryError(f"ONNX Runtime ran out of memory: {error}") from error
+            raise
         binding.synchronize_outputs()
         return made
 

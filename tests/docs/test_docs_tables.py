@@ -20,7 +20,13 @@ SERVER = ROOT / "server" / "storyloom_server"
 PAGES = [
     *(
         ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md", "weights/storyloom-mini/README.md")
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "export/README.md",
+            "kernels/README.md",
+            "weights/storyloom-mini/README.md",
+        )
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -128,7 +128,7 @@ def test_a_broken_or_absent_record_is_refused(exported_package: Path, tmp_path: 
 def test_the_command_line_verifies_and_inspects(exported_package: Path) -> None:
     verified = CliRunner().invoke(app, ["verify", str(exported_package), "--steps", "2"])
     assert verified.exit_code == 0, verified.output
-    assert "unet prediction" in verified.output
+    assert "unet values" in verified.output
     assert "PSNR" in verified.output
     inspected = CliRunner().invoke(app, ["inspect", str(exported_package)])
     assert inspected.exit_code == 0, inspected.output

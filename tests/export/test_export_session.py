@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 
 from storyloom_export.artefact import Artefact, ArtefactError
 from storyloom_export.compare import psnr
 from storyloom_export.denoiser import OnnxDenoiser
 from storyloom_export.modules import OnnxUNet
+from storyloom_export.session import Session
 from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser
@@ -121,6 +124,24 @@ def test_sizes_that_the_graph_does_not_take_are_refused(artefact: Artefact) -> N
     unet = OnnxUNet(artefact, CPU)
     with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
         unet({"latents": torch.zeros(1, 4, 7, 8), "times": torch.zeros(1), "text": torch.zeros(1, 77, 32)})
+
+
+def test_memory_that_ran_out_is_told_from_other_errors(tmp_path: Path) -> None:
+    inputs = {"x": torch.zeros(1, 1)}
+    size = torch.tensor([2**22, 2**20])
+    node = helper.make_node("Expand", ["x", "size"], ["big"])
+    first = helper.make_node("ReduceMax", ["big"], ["out"], keepdims=1)
+    values = [helper.make_tensor_value_info("x", 1, [1, None]), helper.make_tensor_value_info("size", 7, [2])]
+    graph = helper.make_graph([node, first], "big", values, [helper.make_tensor_value_info("out", 1, [1, 1])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "big.onnx")
+    session = Session(tmp_path / "big.onnx", CPU)
+    with pytest.raises(MemoryError) as raised:
+        session.run(inputs | {"size": size}, {"out": ((1, 1), torch.float32)})
+    assert Denoiser.is_out_of_memory(raised.value)
+    with pytest.raises(Exception, match="Expand") as other:
+        session.run({"x": torch.zeros(1, 2), "size": torch.tensor([1, 3])}, {"out": ((1, 1), torch.float32)})
+    assert not Denoiser.is_out_of_memory(other.value)
 
 
 def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
