@@ -72,9 +72,10 @@ def test_a_story_without_characters_sees_only_its_own_frames(exported: OnnxDenoi
     assert (ours - theirs).abs().max() < 1e-3
 
 
-def test_stories_in_one_call_are_what_they_are_alone(exported_package: Path) -> None:
+def test_stories_in_one_padded_call_are_what_they_are_alone(exported_package: Path) -> None:
     together = OnnxDenoiser.load(exported_package, one_call=True)
-    jobs = tiny_job(3, seed=1), tiny_job(2, seed=2, guidance_scale=1.0, steps=3)
+    anchored = tiny_job(2, seed=3, anchors=tiny_anchors(together, 1))
+    jobs = tiny_job(3, seed=1), tiny_job(2, seed=2, guidance_scale=1.0, steps=3), anchored
     joined = run(together, *jobs)
     for state, job in zip(joined, jobs, strict=True):
         assert (state.latents - run(together, job)[0].latents).abs().max() < 1e-2
