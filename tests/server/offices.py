@@ -39,7 +39,7 @@ class Office:
         safety, gate = Safety("off", []), Gate(None)
         workshop = Workshop(self.store, engine, self.encoders, Metrics("test", ["tiny"]), safety, 5)
         admission = Admission(max_open=100, max_open_per_tenant=100, max_rows=48)
-        self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission)
+        self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission, keep_seconds=3600.0)
         characters = Characters(self.store, PictureLimits(4, 16))
         self._orders = OrderTaker(self._catalog, characters, safety)
 

@@ -58,13 +58,22 @@ class GroupWriter:
             thread.join()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            last = self._fill(group)
-            group = [work for work in group if work.future.set_running_or_notify_cancel()]
-            self._store(group)
-            if last:
-                return
+        while self._store_next():
+            pass
+
+    def _store_next(self) -> bool:
+        """Waits for work and stores a group of it; False when nothing more will come for this thread.
+
+        A call of its own for each group, so that a thread that waits holds nothing of the group before: not its results,
+        and not its errors with all that they were raised through.
+        """
+        first = self._queue.get()
+        if first is None:
+            return False
+        group = [first]
+        last = self._fill(group)
+        self._store([work for work in group if work.future.set_running_or_notify_cancel()])
+        return not last
 
     def _fill(self, group: list[_Work]) -> bool:
         """Adds what waits already; True when nothing more will come for this thread."""
