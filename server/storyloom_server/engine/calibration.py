@@ -22,7 +22,8 @@ def warm_up(backend: Backend, job: StoryJob, cost: CostModel, max_rows: int) -> 
         backend: just loaded.
         job: a small story.
         cost: learns what steps cost.
-        max_rows: of a batch step; larger batches are left out, but for one story alone.
+        max_rows: of a batch step; larger batches are left out, but for one story alone. So are those that do not fit
+            the device.
 
     Raises:
         RuntimeError: a story went non-finite.

@@ -64,8 +64,8 @@ class GroupWriter:
     def _store_next(self) -> bool:
         """Waits for work and stores a group of it; False when nothing more will come for this thread.
 
-        A call of its own for each group, so that a thread that waits holds nothing of the group before: not its results,
-        and not its errors with all that they were raised through.
+        A call of its own for each group, so that a thread that waits holds nothing of the group before: not its
+        results, and not its errors with all that they were raised through.
         """
         first = self._queue.get()
         if first is None:
