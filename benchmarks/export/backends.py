@@ -1,7 +1,8 @@
 """The same six-frame story on every backend, side by side in one run: `python -m benchmarks.export.backends`.
 
-First in this process, one backend after the other in turns: time of every denoising step, and how far the latents and
-pictures are from torch float32. Then through real servers, one per backend. Writes a JSON file with every number.
+First in this process, the backends in turns step by step: time and processor time of every denoising step, and how far
+the latents and pictures are from torch float32. Then through real servers, one per backend. Writes a JSON file with
+every number.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -49,6 +51,9 @@ PLACES = (
 )
 SEED = 7
 
+Clock: TypeAlias = tuple[float, float]
+"""Seconds that something took, and seconds of processor time of this process, which other load weighs on less."""
+
 
 def job(package: ModelPackage, steps: int) -> StoryJob:
     """Six frames of two characters with the package's defaults."""
@@ -65,38 +70,56 @@ def job(package: ModelPackage, steps: int) -> StoryJob:
 
 
 def in_process(folder: Path, backends: list[str], device: str, steps: int, repeats: int) -> dict[str, Any]:
-    """Makes the story with each backend, in turns."""
+    """Makes the story with every backend at once, which take turns step by step, so that other load meets all alike."""
     package = ModelPackage.load(folder)
-    wanted = job(package, steps)
     loaded: dict[str, Any] = {name: load_backend(name, folder, device, ExecutionOptions()) for name in backends}
-    seconds: dict[str, dict[str, list[float]]] = {name: {"encode": [], "step": [], "decode": []} for name in backends}
-    ends: dict[str, tuple[Any, NDArray[np.uint8]]] = {}
-    for turn in range(repeats + 1):
-        for name in backends:
-            times, backend = seconds[name], loaded[name]
-            started = time.perf_counter()
-            state = backend.encode(wanted)
-            marks = [time.perf_counter()]
-            while not state.done:
-                backend.step([state])
-                marks.append(time.perf_counter())
-            ends[name] = state.latents.cpu(), backend.decode(state, range(len(wanted.frames)))
-            if turn:  # the first is warm-up
-                times["encode"].append(marks[0] - started)
-                times["step"] += np.diff(marks).tolist()
-                times["decode"].append((time.perf_counter() - marks[-1]) / len(wanted.frames))
+    _in_turns(loaded, job(package, 1), {name: {} for name in backends})  # Warm-up.
+    clocks: dict[str, dict[str, list[Clock]]] = {name: {} for name in backends}
+    for _ in range(repeats):
+        ends = _in_turns(loaded, job(package, steps), clocks)
     latents, pictures = ends[backends[0]]
     found = {}
     for name in backends:
         off = (ends[name][0] - latents).abs()
-        entry: dict[str, Any] = {
-            f"{stage}_seconds": statistics.median(values) for stage, values in seconds[name].items()
-        }
-        entry |= {"step_seconds_all": [round(value, 4) for value in seconds[name]["step"]]}
+        entry: dict[str, Any] = {}
+        for stage, readings in clocks[name].items():
+            entry |= {f"{stage}_seconds": statistics.median(wall for wall, _ in readings)}
+            entry |= {f"{stage}_cpu_seconds": statistics.median(cpu for _, cpu in readings)}
+        entry |= {"step_seconds_all": [round(wall, 4) for wall, _ in clocks[name]["step"]]}
+        entry |= {"step_cpu_seconds_all": [round(cpu, 4) for _, cpu in clocks[name]["step"]]}
         entry |= {"latents_max_error": off.max().item(), "latents_mean_error": off.mean().item()}
         entry |= {"psnr": [psnr(ours, theirs) for ours, theirs in zip(ends[name][1], pictures, strict=True)]}
         found[name] = entry
     return found
+
+
+def _in_turns(
+    loaded: dict[str, Any], wanted: StoryJob, clocks: dict[str, dict[str, list[Clock]]]
+) -> dict[str, tuple[torch.Tensor, NDArray[np.uint8]]]:
+    """The story once with each backend; adds to the clocks of every stage. Returns final latents and pictures."""
+    states = {name: _timed(clocks[name], "encode", partial(loaded[name].encode, wanted)) for name in loaded}
+    for _ in range(wanted.steps):
+        for name, state in states.items():
+            _timed(clocks[name], "step", partial(loaded[name].step, [state]))
+    return {
+        name: (
+            state.latents.cpu(),
+            np.concatenate(
+                [
+                    _timed(clocks[name], "decode", partial(loaded[name].decode, state, [frame]))
+                    for frame in range(len(wanted.frames))
+                ]
+            ),
+        )
+        for name, state in states.items()
+    }
+
+
+def _timed(clocks: dict[str, list[Clock]], stage: str, work: Callable[[], Any]) -> Any:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = work()
+    clocks.setdefault(stage, []).append((time.perf_counter() - wall, time.process_time() - cpu))
+    return made
 
 
 @contextmanager
@@ -106,6 +129,7 @@ def server(folder: Path, backend: str, device: str, threads: int) -> Iterator[st
         ready = Path(scratch) / "ready"
         command = [sys.executable, "-m", "storyloom_server", "--model", str(folder), "--backend", backend]
         command += ["--device", device, "--port", "0", "--ready-file", str(ready), "--threads", str(threads)]
+        command += ["--state-folder", str(Path(scratch) / "state")]
         process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.DEVNULL)
         try:
             while not ready.exists():
@@ -167,7 +191,7 @@ def main() -> None:
         "steps": options.steps, "frames": len(PLACES), "package_hash": artefact.record.package_hash,
         "in_process": within, "served": through,
         "hardware": {"machine": platform.machine(), "threads": options.threads, "cores": os.cpu_count(),
-                     "load_average": os.getloadavg(), "device": options.device},
+                     "load_average": os.getloadavg(), "date": time.strftime("%Y-%m-%d"), "device": options.device},
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "onnx", "diffusers")},
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +199,8 @@ def main() -> None:
     for name in options.backends:
         inside, outside = within[name], through[name]
         print(
-            f"{name:12} step {1000 * inside['step_seconds']:7.1f} ms, decode {1000 * inside['decode_seconds']:6.1f} ms "
+            f"{name:12} step {1000 * inside['step_seconds']:7.1f} ms ({1000 * inside['step_cpu_seconds']:.1f} ms of "
+            f"processor time), decode {1000 * inside['decode_seconds']:6.1f} ms "
             f"a frame, story through the server {statistics.median(outside['story_seconds']):6.2f} s, latents off by "
             f"{inside['latents_max_error']:.1e} at most, PSNR {min(inside['psnr']):.1f} dB at least"
         )
