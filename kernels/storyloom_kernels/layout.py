@@ -56,4 +56,6 @@ def _bounds(frames: tuple[int, ...], device: torch.device) -> Tensor:
         [piece.start, piece.stop] for piece, count in zip(GroupLayout(frames).slices(), frames, strict=True)
         for _ in range(count)
     ]  # fmt: skip
-    return torch.tensor(ends, dtype=torch.int32, device=device)
+    # The tensor outlives the caller's mode: one made in inference mode could never be saved for a backward pass.
+    with torch.inference_mode(False):
+        return torch.tensor(ends, dtype=torch.int32, device=device)

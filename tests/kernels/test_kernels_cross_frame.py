@@ -169,3 +169,13 @@ def test_automatic_choice_takes_what_triton_cannot() -> None:
     q, k, v, mask = case(0, layout, 16, 20, 0.3, torch.float32)
     made = cross_frame_attention(q, k, v, mask, layout)
     torch.testing.assert_close(made, reference.cross_frame_attention(q, k, v, mask, layout))
+
+
+def test_gradients_flow_after_inference_with_the_same_layout() -> None:
+    """What is kept of a layout must not remember the mode in which it was first asked for."""
+    layout = GroupLayout((2, 5))
+    q, k, v, mask = case(0, layout, 16, 16, 0.5, torch.float32)
+    with torch.inference_mode():
+        cross_frame_attention(q, k, v, mask, layout, implementation="triton")
+    cross_frame_attention(q.requires_grad_(), k, v, mask, layout, implementation="triton").sum().backward()
+    assert q.grad is not None
