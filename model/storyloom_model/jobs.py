@@ -27,13 +27,29 @@ class AnchorFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What a story knows of one character's looks from references; see ``identity.adapter.CharacterIdentity``.
+
+    ``features`` and ``blend`` are ``IdentityFeatures.to_bytes()``.
+    """
+
+    character: str
+    features: bytes
+    scale: float = 1.0
+    keep: tuple[str, ...] = ()
+    blend: bytes = b""
+    blend_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StoryJob:
     """One story, or one window of a long one, with every setting decided.
 
     Sizes are in pixels. ``guidance_scale`` 1 switches classifier-free guidance off. ``adapter`` names one of the model
     package's adapters; None, "" and "none" stand for the base weights. ``cross_frame`` False makes every frame on its
     own. ``anchors`` are in the group of ``frames``: more frames for a story, one frame anew and the later windows of a
-    long story are all jobs whose anchors are frames that exist.
+    long story are all jobs whose anchors are frames that exist. ``identities`` are of characters with references, and
+    ``identity_adapter`` names what makes use of them; without identities it is left aside.
     """
 
     frames: tuple[FrameJob, ...]
@@ -46,6 +62,8 @@ class StoryJob:
     adapter: str | None = None
     cross_frame: bool = True
     anchors: tuple[AnchorFrame, ...] = ()
+    identities: tuple[Identity, ...] = ()
+    identity_adapter: str | None = None
 
     @property
     def guided(self) -> bool:

@@ -1,0 +1,88 @@
+"""What an identity adapter is to the engine: a maker of streams, and the keys and values that layers make of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from storyloom_model.identity.features import IdentityFeatures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CharacterIdentity:
+    """One character's features and what a story wants of them.
+
+    ``scale`` multiplies the adapter's own. ``keep`` names what is taken over from the references, of "face", "hair",
+    "clothes" and "body"; empty: all that the adapter can. ``blend`` mixes another character in, by ``blend_weight``
+    in [0, 1].
+    """
+
+    features: IdentityFeatures
+    scale: float = 1.0
+    keep: frozenset[str] = frozenset()
+    blend: IdentityFeatures | None = None
+    blend_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Tokens that share one softmax of the identity cross-attention.
+
+    ``tokens`` is [n, D]. ``owner`` is the character in whose region the stream acts; None: everywhere.
+    """
+
+    tokens: Tensor
+    owner: str | None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """A change of one weight of the UNet: ``scale * up @ down`` is added. [r, in] and [out, r]."""
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+
+@dataclass(eq=False)
+class LayerProjections:
+    """Weights that make keys and values of one cross-attention layer from identity tokens, [C, D] each."""
+
+    to_k: Tensor
+    to_v: Tensor
+
+
+class StreamMaker(nn.Module, ABC):
+    """Makes identity tokens of features: the resampler of a method with the method's rules around it."""
+
+    @abstractmethod
+    def streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """The streams of a frame in which these characters are, in the order of the story's cast.
+
+        Raises:
+            FeaturesError: a character's references lack what the method needs.
+        """
+
+    @abstractmethod
+    def negative_streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """The streams of the same frame under the negative prompt; as many, of the same lengths and owners."""
+
+
+@dataclass(eq=False)
+class IdentityAdapter:
+    """One loaded identity adapter.
+
+    ``layers`` has an entry for each cross-attention layer, in the order of diffusers' ``unet.attn_processors``.
+    ``low_rank`` is by UNet parameter name and fused into a variant of the UNet when the adapter is loaded: stories
+    with the adapter and without it take steps in calls of their own (the compatibility key).
+    """
+
+    name: str
+    maker: StreamMaker
+    layers: Sequence[LayerProjections]
+    scale: float = 1.0
+    low_rank: Mapping[str, LowRank] = field(default_factory=dict)

@@ -1,0 +1,98 @@
+"""What is known of a character from pictures of it, as plain arrays and as bytes. Loads without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+Array: TypeAlias = NDArray[Any]
+Role = Literal["character", "clothes"]
+
+FORMAT = "1"
+
+
+class FeaturesError(ValueError):
+    """Bytes are not features, or not of these encoders. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture of a character, as the user gave it.
+
+    ``picture`` is an image file. ``mask`` is one too, of the same size, white where the character is; None leaves
+    finding it to the segmenter. With the role "clothes" only what the picture shows of garments counts.
+    """
+
+    picture: bytes
+    mask: bytes | None = None
+    role: Role = "character"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceFeatures:
+    """What the encoders say of one reference. All arrays are float16 or float32; None: the picture does not show it.
+
+    ``face`` is the recogniser's embedding, [512] of length 1. The others are of the image encoder: ``*_states`` its
+    penultimate hidden states [tokens, width], ``*_embedding`` its projected embedding [projection], once of the face
+    crop (aligned by five landmarks) and once of the character crop (cut out by its mask, background white).
+    """
+
+    role: Role = "character"
+    face: Array | None = None
+    face_states: Array | None = None
+    face_embedding: Array | None = None
+    character_states: Array | None = None
+    character_embedding: Array | None = None
+
+
+_ARRAYS = tuple(field.name for field in fields(ReferenceFeatures) if field.name != "role")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IdentityFeatures:
+    """Features of all references of one character. ``encoders`` is the fingerprint of what made them."""
+
+    encoders: str
+    references: tuple[ReferenceFeatures, ...]
+
+    def to_bytes(self) -> bytes:
+        """Safetensors; the same features give the same bytes."""
+        arrays: dict[str, Array] = {}
+        for index, reference in enumerate(self.references):
+            values = {name: getattr(reference, name) for name in _ARRAYS}
+            arrays |= {f"{index}.{name}": np.ascontiguousarray(v) for name, v in values.items() if v is not None}
+        roles = ",".join(reference.role for reference in self.references)
+        return save(arrays, {"format": FORMAT, "encoders": self.encoders, "roles": roles})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> IdentityFeatures:
+        """The inverse of ``to_bytes``.
+
+        Raises:
+            FeaturesError: the data are damaged or of another format.
+        """
+        metadata, arrays = _read(data)
+        if metadata.get("format") != FORMAT:
+            raise FeaturesError(f"the features have format {metadata.get('format')}; encode the references again")
+        roles: Sequence[Any] = metadata["roles"].split(",") if metadata["roles"] else ()
+        references = tuple(
+            ReferenceFeatures(role, **{name: arrays.get(f"{index}.{name}") for name in _ARRAYS})
+            for index, role in enumerate(roles)
+        )
+        return cls(metadata["encoders"], references)
+
+
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, Array]]:
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        return metadata, load(data)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise FeaturesError(f"the features are damaged ({error}); encode the references again") from error
