@@ -38,7 +38,8 @@ def fuse_group_norms(model: nn.Module) -> int:
         block: Any = module
         if isinstance(module, ResnetBlock2D):
             names = ("norm1", "norm2")
-            plain = block.time_embedding_norm == "default" and isinstance(block.nonlinearity, nn.SiLU)
+            # "group", as an autoencoder's decoder says, means that there is no time embedding.
+            plain = block.time_embedding_norm in ("default", "group") and isinstance(block.nonlinearity, nn.SiLU)
             if plain and all(isinstance(getattr(block, name), nn.GroupNorm) for name in names):
                 fused += sum(_fuse(block, name) for name in names)
                 block.nonlinearity = _TimeSiLU()
