@@ -6,9 +6,8 @@
 """
 
 from storyloom_server.scheduler.admission import Accepted, Admission, Progress, Reason, Refused
-from storyloom_server.scheduler.buckets import bucket
 from storyloom_server.scheduler.cost import CostCoefficients, CostModel
-from storyloom_server.scheduler.limits import Counts, Limits
+from storyloom_server.scheduler.limits import Limits
 from storyloom_server.scheduler.memory import MemoryModel
 from storyloom_server.scheduler.scheduler import Scheduler
 from storyloom_server.scheduler.stories import FINAL, Load, Priority, Status, StoryShape, StorySpec
@@ -20,7 +19,6 @@ __all__ = [
     "Admission",
     "CostCoefficients",
     "CostModel",
-    "Counts",
     "Decode",
     "Encode",
     "Limits",
@@ -37,5 +35,4 @@ __all__ = [
     "StoryShape",
     "StorySpec",
     "Work",
-    "bucket",
 ]

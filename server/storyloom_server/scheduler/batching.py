@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from storyloom_server.scheduler.cost import CostCoefficients
 from storyloom_server.scheduler.fairness import FairShare
+from storyloom_server.scheduler.memory import Room
 from storyloom_server.scheduler.open_story import OpenStory
-from storyloom_server.scheduler.stories import Load
 
 
 def fill(
     opener: OpenStory,
     ranked: Mapping[str, Sequence[OpenStory]],
     fair: FairShare,
-    coefficients: CostCoefficients,
-    fits: Callable[[Load, Load], bool],
+    max_rows: int,
+    room: Room,
     overdue: Callable[[OpenStory], bool],
 ) -> list[OpenStory]:
     """The opener, then stories of its key that still fit, each from the tenant then furthest behind its share.
 
     Args:
         ranked: by tenant, its stories in order of rank.
-        fits: whether a load can be added to another in one step.
+        max_rows: of a step that stories share.
+        room: what such a step may take of the device's memory.
         overdue: whether a story has waited too long. One that has and cannot ride keeps its tenant's others from
             riding: what they used would put off the tenant's own turn, and so that story's.
     """
-    batch, load = [opener], opener.load
+    batch = [opener]
     if opener.spec.alone:
         return batch
-    queues = {tenant: deque(story for story in stories if story is not opener) for tenant, stories in ranked.items()}
+    key = opener.spec.key
+    _, rows, row_megapixels, cross = opener.load
+    queues = {tenant: iter(stories) for tenant, stories in ranked.items()}
     heap = []
     for tenant in queues:
-        charge = coefficients.marginal_seconds(opener.load) if tenant == opener.spec.tenant else 0.0
+        charge = opener.marginal_seconds if tenant == opener.spec.tenant else 0.0
         heap.append((fair.after(tenant, charge), tenant))
     heapq.heapify(heap)
-    while heap:
+    while heap and rows < max_rows:
         used, tenant = heapq.heappop(heap)
-        queue = queues[tenant]
-        while queue:
-            story = queue.popleft()
-            if story.spec.key == opener.spec.key and not story.spec.alone and fits(load, story.load):
+        for story in queues[tenant]:
+            if story is opener:
+                continue
+            _, more_rows, more_megapixels, more_cross = story.load
+            if (
+                rows + more_rows <= max_rows
+                and room.fits(row_megapixels + more_megapixels, cross + more_cross)
+                and story.spec.key == key
+                and not story.spec.alone
+            ):
                 batch.append(story)
-                load += story.load
-                charge = fair.after(tenant, coefficients.marginal_seconds(story.load)) - fair.used(tenant)
+                rows, row_megapixels, cross = rows + more_rows, row_megapixels + more_megapixels, cross + more_cross
+                charge = fair.after(tenant, story.marginal_seconds) - fair.used(tenant)
                 heapq.heappush(heap, (used + charge, tenant))
                 break
             if overdue(story):
@@ -63,12 +71,14 @@ def worthwhile(batch: Sequence[OpenStory], impatience: float, coefficients: Cost
     counts: rows up to the next bucket are free, the first beyond it is dear.
     """
     best, best_gain = 1, 0.0
-    saved, behind, load = 0.0, impatience, Load()
+    saved, behind = 0.0, impatience
+    rows, row_megapixels, cross = 0, 0.0, 0.0
     for count, story in enumerate(batch, start=1):
         saved += story.step_seconds * behind
         behind -= story.impatience
-        load += story.load
-        gain = saved - coefficients.step_seconds(load) * impatience
+        _, more_rows, more_megapixels, more_cross = story.load
+        rows, row_megapixels, cross = rows + more_rows, row_megapixels + more_megapixels, cross + more_cross
+        gain = saved - coefficients.batch_seconds(rows, row_megapixels, cross) * impatience
         if count > 1 and gain >= best_gain:
             best, best_gain = count, gain
     return best

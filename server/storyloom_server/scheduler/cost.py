@@ -11,9 +11,10 @@ batching brings little; where it is large, batching pays. The scheduler reads th
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storyloom_server.scheduler.buckets import bucket
 from storyloom_server.scheduler.regression import NonNegativeRegression
 from storyloom_server.scheduler.stories import MEGAPIXEL, Load, StoryShape
 
@@ -30,8 +31,8 @@ class CostCoefficients:
     """A cost model at one moment, as it travels between processes. All in seconds.
 
     ``encode`` holds seconds of a story and of each of its frames, ``decode`` those of a call and of each megapixel.
-    ``padded``: rows are padded to a bucket, and the padding costs as much as rows do. ``calibrated`` False: the figures
-    are guesses, right in proportion at best.
+    ``buckets``: the row counts, ascending, to the next of which a batch is padded; padding costs as much as rows do, and
+    more rows than the largest are not padded. ``calibrated`` False: the figures are guesses, right in proportion at best.
     """
 
     base: float
@@ -39,13 +40,18 @@ class CostCoefficients:
     per_cross: float
     encode: tuple[float, float]
     decode: tuple[float, float]
-    padded: bool
+    buckets: tuple[int, ...]
     calibrated: bool
 
     def step_seconds(self, load: Load) -> float:
         """Seconds of a batch step with this load, all of whose rows are of one size."""
-        row_megapixels = load.row_megapixels * (bucket(load.rows) / load.rows if self.padded and load.rows else 1)
-        return self.base + self.per_row_megapixel * row_megapixels + self.per_cross * load.cross
+        return self.batch_seconds(load.rows, load.row_megapixels, load.cross)
+
+    def batch_seconds(self, rows: int, row_megapixels: float, cross: float) -> float:
+        """``step_seconds`` of a load that is not made yet: who tries many sums of loads has them as plain numbers."""
+        if self.buckets:
+            row_megapixels *= padding(rows, self.buckets)
+        return self.base + self.per_row_megapixel * row_megapixels + self.per_cross * cross
 
     def marginal_seconds(self, load: Load) -> float:
         """Seconds by which this load makes a batch step longer, padding aside."""
@@ -65,15 +71,21 @@ class CostCoefficients:
         return seconds if done_steps else seconds + self.encode_seconds(shape)
 
 
+def padding(rows: int, buckets: Sequence[int]) -> float:
+    """How many times as many rows a batch has when it is padded."""
+    place = bisect_left(buckets, rows)
+    return buckets[place] / rows if rows and place < len(buckets) else 1.0
+
+
 class CostModel:
     """Learns the coefficients of one device.
 
     Args:
-        padded: the device pads rows to buckets.
+        buckets: see ``CostCoefficients``; none where rows are not padded.
     """
 
-    def __init__(self, *, padded: bool = False) -> None:
-        self._padded = padded
+    def __init__(self, buckets: Sequence[int] = ()) -> None:
+        self._buckets = tuple(buckets)
         self._step = NonNegativeRegression((0.02, 0.05, 0.002))
         self._encode = NonNegativeRegression((0.02, 0.005))
         self._decode = NonNegativeRegression((0.005, 0.05))
@@ -90,7 +102,7 @@ class CostModel:
 
     def observe_step(self, load: Load, seconds: float) -> None:
         """A batch step with this load took so long."""
-        row_megapixels = load.row_megapixels * (bucket(load.rows) / load.rows if self._padded else 1)
+        row_megapixels = load.row_megapixels * padding(load.rows, self._buckets)
         self._step.observe((1.0, row_megapixels, load.cross), seconds)
         if self._step.count <= _SETTLED_AFTER or self._step.count % _REFRESH == 0:
             self._coefficients = self._snapshot()
@@ -113,6 +125,6 @@ class CostModel:
             per_cross=per_cross,
             encode=(encode[0], encode[1]),
             decode=(decode[0], decode[1]),
-            padded=self._padded,
+            buckets=self._buckets,
             calibrated=self._step.count >= _CALIBRATED_AFTER,
         )

@@ -66,4 +66,5 @@ class FairShare:
     def charge(self, tenant: str, seconds: float) -> None:
         """The tenant used the device for so long. One without work (it left meanwhile) is charged nothing."""
         if tenant in self._weights:
-            self._used[tenant] = min(self.after(tenant, seconds), self._now + self._debt)
+            used, most = self._used[tenant] + seconds / self._weights[tenant], self._now + self._debt
+            self._used[tenant] = used if used < most else most

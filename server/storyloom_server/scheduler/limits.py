@@ -1,4 +1,4 @@
-"""What bounds the scheduler, and what it says about itself."""
+"""What bounds the scheduler."""
 
 from __future__ import annotations
 
@@ -34,15 +34,3 @@ class Limits:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more")
         if self.max_active_rows < self.max_rows:
             raise ValueError(f"max_active_rows is {self.max_active_rows}; set it to max_rows ({self.max_rows}) or more")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The scheduler at one moment, for metrics. ``rows`` and ``bucket`` are those of the last batch step."""
-
-    waiting: int
-    active: int
-    active_rows: int
-    frames_to_decode: int
-    rows: int
-    bucket: int

@@ -7,6 +7,7 @@ active stories (their states stay on the device), ``R`` those of the batch, ``X`
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 from storyloom_server.scheduler.regression import NonNegativeRegression
 from storyloom_server.scheduler.stories import Load
@@ -21,6 +22,25 @@ _BACK_OFF = 0.9
 _RECOVERY_BATCHES = 2000
 _RECOVERY = 1.05
 """After so many batches without a failure the cap rises by this factor: what failed once may have been bad luck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a batch of several stories may ask for beside given active stories.
+
+    ``cap`` bounds its row-megapixels, ``usable`` the bytes of its peak, of which ``taken`` are there whatever it is.
+    """
+
+    cap: float
+    usable: float
+    taken: float = 0.0
+    per_row_megapixel: float = 0.0
+    per_cross: float = 0.0
+
+    def fits(self, row_megapixels: float, cross: float) -> bool:
+        """True when a step of such a load should succeed."""
+        peak = self.taken + self.per_row_megapixel * row_megapixels + self.per_cross * cross
+        return row_megapixels <= self.cap and peak <= self.usable
 
 
 class MemoryModel:
@@ -41,22 +61,18 @@ class MemoryModel:
         """Row-megapixels that a batch of several stories may have; infinite until one failed."""
         return self._cap
 
-    def predict(self, batch: Load, active: Load) -> float | None:
-        """Peak bytes of a step of ``batch`` while ``active`` stories (the batch's among them) hold their states.
-
-        None before any peak was measured.
-        """
-        return self._peak.predict(_features(batch, active)) if self._peak.count else None
-
-    def fits(self, batch: Load, active: Load) -> bool:
-        """True when the step should succeed; a batch of one story always may be tried."""
-        if batch.stories <= 1:
-            return True
-        return batch.row_megapixels <= self._cap and self._predicted_to_fit(batch, active)
+    def room(self, active: Load) -> Room:
+        """What fits while ``active`` stories (the batch's among them) hold their states."""
+        if math.isinf(self._usable) or not self._peak.count:
+            return Room(self._cap, math.inf)
+        weights, state, activation, cross = self._peak.coefficients
+        return Room(self._cap, self._usable, weights + state * active.row_megapixels, activation, cross)
 
     def has_room(self, largest: Load, active: Load) -> bool:
         """True when so many stories can be active at once with the ``largest`` of them taking a step."""
-        return active.stories <= 1 or self._predicted_to_fit(largest, active)
+        if active.stories <= 1:
+            return True
+        return replace(self.room(active), cap=math.inf).fits(largest.row_megapixels, largest.cross)
 
     def largest_story(self) -> float | None:
         """Row-megapixels of the largest story that should fit with the device to itself; None while that is not known.
@@ -88,12 +104,6 @@ class MemoryModel:
             return False
         self._cap = min(self._cap, _BACK_OFF * batch.row_megapixels)
         return True
-
-    def _predicted_to_fit(self, batch: Load, active: Load) -> bool:
-        if math.isinf(self._usable):
-            return True
-        peak = self.predict(batch, active)
-        return peak is None or peak <= self._usable
 
 
 def _features(batch: Load, active: Load) -> tuple[float, ...]:

@@ -26,11 +26,11 @@ class OpenStory:
 
     ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
     ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready.
-    ``frames_left`` are the indexes still to be decoded.
+    ``steps_left`` counts down; ``frames_left`` are the indexes still to be decoded.
 
-    The last fields are prices in seconds, kept while ``priced_with`` holds. ``step_seconds`` is a step alone,
-    ``story_seconds`` the whole story alone and ``seconds_left`` what is left of it; ``impatience`` is the weight of a
-    second's delay: more for a more urgent story, less for one that takes long anyway.
+    The last fields are prices in seconds, and hold while the cost model does (see ``price``). ``step_seconds`` is a step
+    alone, ``marginal_seconds`` what the story adds to a step of others, ``story_seconds`` the whole story alone;
+    ``impatience`` is the weight of a second's delay: more for a more urgent story, less for one that takes long anyway.
     """
 
     spec: StorySpec
@@ -39,36 +39,34 @@ class OpenStory:
     queued_since: int
     waiting_since: int = 0
     status: Status = Status.QUEUED
-    done_steps: int = 0
+    steps_left: int = 0
     frames_left: deque[int] = field(default_factory=deque)
     load: Load = Load()  # noqa: RUF009 - frozen
-    priced_with: CostCoefficients | None = None
     step_seconds: float = 0.0
+    marginal_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
     story_seconds: float = 0.0
-    seconds_left: float = 0.0
     impatience: float = 0.0
 
     @classmethod
     def of(cls, spec: StorySpec, order: int, *, now: float, batches: int) -> OpenStory:
         frames = deque(range(spec.shape.frames))
-        return cls(spec, order, now, batches, done_steps=spec.done_steps, frames_left=frames, load=spec.shape.load)
+        left = spec.shape.steps - spec.done_steps
+        return cls(spec, order, now, batches, steps_left=left, frames_left=frames, load=spec.shape.load)
 
     @property
-    def steps_left(self) -> int:
-        return self.spec.shape.steps - self.done_steps
+    def done_steps(self) -> int:
+        return self.spec.shape.steps - self.steps_left
 
     def price(self, coefficients: CostCoefficients) -> None:
-        """Brings the prices up to date. ``priced_with`` is None after the story has moved on."""
-        if self.priced_with is coefficients:
-            return
+        """Brings the prices up to date: when the story comes, and whenever the coefficients are others."""
         shape = self.spec.shape
-        self.priced_with = coefficients
         self.step_seconds = max(coefficients.step_seconds(self.load), 1e-9)
-        encoding, decoding = coefficients.encode_seconds(shape), coefficients.decode_seconds(shape, shape.frames)
-        self.story_seconds = encoding + decoding + shape.steps * self.step_seconds
-        self.seconds_left = self.steps_left * self.step_seconds + decoding
-        if self.status is Status.QUEUED:
-            self.seconds_left += encoding
+        self.marginal_seconds = coefficients.marginal_seconds(self.load)
+        self.encode_seconds = coefficients.encode_seconds(shape)
+        self.decode_seconds = coefficients.decode_seconds(shape, shape.frames)
+        self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
         self.impatience = self.spec.priority / self.story_seconds
 
     def rank(self, *, now: float, overdue: bool) -> Rank:
@@ -80,7 +78,9 @@ class OpenStory:
         """
         if overdue:
             return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order)
-        left = self.seconds_left
+        left = self.steps_left * self.step_seconds + self.decode_seconds
+        if self.status is Status.QUEUED:
+            left += self.encode_seconds
         deadline = self.spec.deadline
         if deadline is not None and left <= deadline - now < 2 * left:
             return (1, deadline, self.order)

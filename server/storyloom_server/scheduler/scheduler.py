@@ -24,13 +24,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from storyloom_server.scheduler.batching import fill, worthwhile
-from storyloom_server.scheduler.buckets import bucket
-from storyloom_server.scheduler.cost import CostModel
+from storyloom_server.scheduler.cost import CostCoefficients, CostModel
 from storyloom_server.scheduler.fairness import FairShare
-from storyloom_server.scheduler.limits import Counts, Limits
+from storyloom_server.scheduler.limits import Limits
 from storyloom_server.scheduler.memory import MemoryModel
 from storyloom_server.scheduler.open_story import OpenStory, Rank
 from storyloom_server.scheduler.stories import FINAL, Load, Status, StorySpec
@@ -75,7 +73,7 @@ class Scheduler:
         self._aged: dict[str, str] = {}  # By tenant: its story that goes first because it waited long to be let in.
         self._submitted = 0
         self._batches = 0
-        self._last_rows = 0
+        self._priced_with = cost.coefficients
         self._round = _Round()
 
     def submit(self, spec: StorySpec) -> None:
@@ -88,6 +86,7 @@ class Scheduler:
             raise ValueError(f"story {spec.story_id} was submitted twice; give every story its own id")
         self._join(spec)
         story = OpenStory.of(spec, self._submitted, now=self._clock(), batches=self._batches)
+        story.price(self._prices())
         self._stories[spec.story_id] = self._by_status[Status.QUEUED][spec.story_id] = story
         self._submitted += 1
 
@@ -134,7 +133,7 @@ class Scheduler:
         """
         story = self._expect(story_id, Status.ENCODING)
         if done_steps is not None:
-            story.done_steps = done_steps
+            story.steps_left = story.spec.shape.steps - done_steps
         if seconds is not None:
             self._cost.observe_encode(story.spec.shape, seconds)
             self._fair.charge(story.spec.tenant, seconds)
@@ -149,15 +148,14 @@ class Scheduler:
         Ids that are gone (failed or cancelled meanwhile) are skipped.
         """
         batch = [self._stories[story_id] for story_id in story_ids if story_id in self._stories]
-        load = _total(batch)
+        load = Load.total(story.load for story in batch)
         if len(batch) == len(story_ids):  # Otherwise the measurement belongs to a load that is not known any more.
             self._cost.observe_step(load, seconds)
             self._memory.observe_peak(load, self._active, peak_bytes)
         self._charge(batch, seconds)
-        self._count_batch(batch, load)
+        self._count_batch(batch)
         for story in batch:
-            story.done_steps += 1
-            story.priced_with = None
+            story.steps_left -= 1
             interval = story.spec.preview_interval
             if story.steps_left == 0:
                 self._denoised(story)
@@ -172,7 +170,7 @@ class Scheduler:
         Returns:
             True when they will be tried again in smaller batches; False when it was one alone, which cannot run.
         """
-        return self._memory.out_of_memory(_total(self._stories[s] for s in story_ids if s in self._stories))
+        return self._memory.out_of_memory(Load.total(self._stories[s].load for s in story_ids if s in self._stories))
 
     def previewed(self, story_id: str, seconds: float | None = None) -> None:
         """The preview was decoded."""
@@ -206,6 +204,7 @@ class Scheduler:
 
     def queue_positions(self) -> dict[str, int]:
         """Number of stories in front of each waiting story, as things are now: later ones may overtake it."""
+        self._prices()
         ranked = self._ranked(self._by_status[Status.QUEUED].values())
         lines = [deque(ranked[tenant]) for tenant in self._fair.order(ranked)]
         order: list[OpenStory] = []
@@ -224,30 +223,15 @@ class Scheduler:
         """True when no story is here at all."""
         return not self._stories
 
-    @property
-    def counts(self) -> Counts:
-        """Sizes of the queues and of the last batch."""
-        return Counts(
-            waiting=len(self._by_status[Status.QUEUED]),
-            active=self._active.stories,
-            active_rows=self._active.rows,
-            frames_to_decode=sum(len(self._stories[story_id].frames_left) for story_id in self._decoding),
-            rows=self._last_rows,
-            bucket=bucket(self._last_rows) if self._last_rows else 0,
-        )
-
     def _choose(self, candidates: list[OpenStory]) -> Encode | Step | None:
         """The batch that these stories should take next, or the encoding that it first needs."""
         if not candidates:
             return None
+        coefficients = self._prices()
         ranked = self._ranked(candidates)
         opener = ranked[self._fair.order(ranked)[0]][0]
-        coefficients, max_rows = self._cost.coefficients, self._limits.max_rows
-
-        def fits(load: Load, more: Load) -> bool:
-            return load.rows + more.rows <= max_rows and self._memory.fits(load + more, self._active)
-
-        batch = fill(opener, ranked, self._fair, coefficients, fits, self._overdue)
+        room = self._memory.room(self._active)
+        batch = fill(opener, ranked, self._fair, self._limits.max_rows, room, self._overdue)
         if coefficients.calibrated:
             batch = batch[: worthwhile(batch, self._impatience(), coefficients)]
         for story in batch:
@@ -258,22 +242,31 @@ class Scheduler:
 
     def _ranked(self, candidates: Iterable[OpenStory]) -> dict[str, list[OpenStory]]:
         """The candidates by tenant, in order of rank."""
-        now, coefficients = self._clock(), self._cost.coefficients
-        ranks: dict[str, list[tuple[Rank, OpenStory]]] = {}
+        now = self._clock()
+
+        def rank(story: OpenStory) -> Rank:
+            return story.rank(now=now, overdue=self._overdue(story))
+
+        ranked: dict[str, list[OpenStory]] = {}
         for story in candidates:
-            story.price(coefficients)
-            rank = story.rank(now=now, overdue=self._overdue(story))
-            ranks.setdefault(story.spec.tenant, []).append((rank, story))
-        return {tenant: [story for _, story in sorted(pairs, key=itemgetter(0))] for tenant, pairs in ranks.items()}
+            ranked.setdefault(story.spec.tenant, []).append(story)
+        for stories in ranked.values():
+            stories.sort(key=rank)
+        return ranked
+
+    def _prices(self) -> CostCoefficients:
+        """The cost model as it is now, with every story priced by it."""
+        coefficients = self._cost.coefficients
+        if coefficients is not self._priced_with:
+            self._priced_with = coefficients
+            for story in self._stories.values():
+                story.price(coefficients)
+        return coefficients
 
     def _impatience(self) -> float:
         """That of all who wait for a step."""
-        coefficients, impatience = self._cost.coefficients, 0.0
-        for status in (Status.QUEUED, Status.DENOISING):
-            for story in self._by_status[status].values():
-                story.price(coefficients)
-                impatience += story.impatience
-        return impatience
+        waiting = (self._by_status[status].values() for status in (Status.QUEUED, Status.DENOISING))
+        return sum(story.impatience for stories in waiting for story in stories)
 
     def _overdue(self, story: OpenStory) -> bool:
         if story.status is Status.QUEUED:
@@ -297,29 +290,26 @@ class Scheduler:
 
     def _admissible(self) -> list[OpenStory]:
         """Waiting stories for which there is room. One that waited too long and finds none keeps the others out."""
-        largest = max((story.load for story in self._holding_state()), key=_row_megapixels, default=Load())
         found = []
         room: dict[Load, bool] = {}  # Many stories are of the same shape.
         for story in self._by_status[Status.QUEUED].values():
             if story.load not in room:
-                room[story.load] = self._has_room(story.load, largest)
+                room[story.load] = self._has_room(story.load)
             if room[story.load]:
                 found.append(story)
             elif self._overdue(story):
                 return []
         return found
 
-    def _has_room(self, load: Load, largest: Load) -> bool:
-        """Whether a story can become active beside the active ones, of which ``largest`` is the largest."""
+    def _has_room(self, load: Load) -> bool:
+        """Whether a story can become active beside the active ones."""
         active, limits = self._active, self._limits
         if active.stories == 0:
             return True
         if active.stories >= limits.max_active_stories or active.rows + load.rows > limits.max_active_rows:
             return False
-        return self._memory.has_room(max(largest, load, key=_row_megapixels), active + load)
-
-    def _holding_state(self) -> Iterable[OpenStory]:
-        return (story for status in _HOLDING_STATE for story in self._by_status[status].values())
+        holding = (story.load for status in _HOLDING_STATE for story in self._by_status[status].values())
+        return self._memory.has_room(max(*holding, load, key=_row_megapixels), active + load)
 
     def _move(self, story: OpenStory, status: Status) -> None:
         """Every change of a story's status goes through here."""
@@ -327,9 +317,11 @@ class Scheduler:
         del self._by_status[story.status][story_id]
         if status not in FINAL:
             self._by_status[status][story_id] = story
+        if story.status in _HOLDING_STATE:
+            self._active -= story.load
+        if status in _HOLDING_STATE:
+            self._active += story.load
         story.status = status
-        story.priced_with = None
-        self._active = _total(self._holding_state())
 
     def _next_decode(self) -> Decode | None:
         """The first frame left of the story whose turn it is; stories take turns, so that short ones come out soon."""
@@ -351,16 +343,17 @@ class Scheduler:
 
     def _charge(self, batch: Sequence[OpenStory], seconds: float) -> None:
         """Divides the cost of a step among the tenants, in proportion to what their stories made it longer."""
-        shares = [self._cost.coefficients.marginal_seconds(story.load) for story in batch]
-        if not sum(shares):
+        self._prices()
+        shares = [story.marginal_seconds for story in batch]
+        if not any(shares):
             shares = [story.load.row_megapixels for story in batch]
+        whole = sum(shares)
         for story, share in zip(batch, shares, strict=True):
-            self._fair.charge(story.spec.tenant, seconds * share / sum(shares))
+            self._fair.charge(story.spec.tenant, seconds * share / whole)
 
-    def _count_batch(self, batch: Sequence[OpenStory], load: Load) -> None:
+    def _count_batch(self, batch: Sequence[OpenStory]) -> None:
         """A batch is a turn of each tenant that has a story in it."""
         self._batches += 1
-        self._last_rows = load.rows
         for tenant in {story.spec.tenant for story in batch}:
             self._turns[tenant] += 1
         for story in batch:
@@ -407,10 +400,6 @@ class Scheduler:
 def _quota(waiting: int) -> int:
     """Pieces of a stage's work between two steps."""
     return max(1, -(-waiting // _BACKLOG_PER_PIECE))
-
-
-def _total(stories: Iterable[OpenStory]) -> Load:
-    return sum((story.load for story in stories), Load())
 
 
 def _row_megapixels(load: Load) -> float:

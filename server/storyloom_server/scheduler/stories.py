@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,6 +53,19 @@ class Load(NamedTuple):
             self.row_megapixels + other.row_megapixels,
             self.cross + other.cross,
         )
+
+    def __sub__(self, other: Load) -> Load:
+        return Load(
+            self.stories - other.stories,
+            self.rows - other.rows,
+            self.row_megapixels - other.row_megapixels,
+            self.cross - other.cross,
+        )
+
+    @classmethod
+    def total(cls, loads: Iterable[Load]) -> Load:
+        """The sum of some loads: column by column, which is several times as fast as one addition after the other."""
+        return cls(*map(sum, zip(*loads, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
