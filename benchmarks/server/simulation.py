@@ -21,7 +21,7 @@ from storyloom_server.scheduler import (
     Step,
     StoryShape,
     StorySpec,
-    bucket,
+    padded_rows,
 )
 
 SchedulerFactory = Callable[[Limits, CostModel, MemoryModel, Callable[[], float]], Scheduler]
@@ -36,7 +36,7 @@ class Device:
         rows: row counts of the table, ascending; ``times`` the step times at them. Between two the time is linear,
             below the first constant; from the last on it grows in proportion to rows.
         cross_frame: how much a further frame of the same story adds to a row's time, as a share.
-        padded: rows are padded to buckets.
+        buckets: row counts that rows are padded to, if any.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Device:
     cross_frame: float
     encode: float
     decode: float
-    padded: bool = False
+    buckets: tuple[int, ...] = ()
 
     def step(self, shapes: Sequence[StoryShape]) -> float:
         rows = sum(shape.rows for shape in shapes)
         pairs = sum(shape.rows * (shape.frames + shape.anchors - 1) for shape in shapes) / rows
-        return self._table(bucket(rows) if self.padded else rows) * (1 + self.cross_frame * pairs)
+        return self._table(padded_rows(rows, self.buckets)) * (1 + self.cross_frame * pairs)
 
     def solo(self, shape: StoryShape) -> float:
         """Seconds of a whole story with the device to itself."""
@@ -113,7 +113,7 @@ def arrivals(story: StoryMaker, rate: float, count: int, seed: int) -> list[Arri
 def simulate(factory: SchedulerFactory, limits: Limits, device: Device, stream: Sequence[Arrival]) -> list[Outcome]:
     """Runs the stream to its end. The scheduler's cost model starts with nothing and learns from simulated times."""
     now = 0.0
-    scheduler = factory(limits, CostModel(padded=device.padded), MemoryModel(), lambda: now)
+    scheduler = factory(limits, CostModel(device.buckets), MemoryModel(), lambda: now)
     specs = {arrival.spec.story_id: arrival for arrival in stream}
     first_step: dict[str, float] = {}
     outcomes: list[Outcome] = []

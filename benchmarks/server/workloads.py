@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from benchmarks.server.simulation import Device, StoryMaker
+from storyloom_model.execution import ROW_BUCKETS
 from storyloom_server.scheduler import StoryShape
 
 _CURVE_512 = (1.0, 1.10, 1.12, 1.44, 2.55)
@@ -40,14 +41,14 @@ SUBLINEAR = Device(
 
 PADDED = Device(
     name="512, padded to buckets",
-    source="as before, with rows padded to 1, 2, 4, 8, 16 and multiples of 16",
+    source="as before, with rows padded to the model's buckets: " + ", ".join(map(str, ROW_BUCKETS)),
     pixels=SUBLINEAR.pixels,
     rows=SUBLINEAR.rows,
     times=SUBLINEAR.times,
     cross_frame=SUBLINEAR.cross_frame,
     encode=SUBLINEAR.encode,
     decode=SUBLINEAR.decode,
-    padded=True,
+    buckets=ROW_BUCKETS,
 )
 
 

@@ -24,6 +24,7 @@ from storyloom_server.scheduler import (
 )
 
 PIXELS = 512 * 512
+HOLDING_STATE = (Status.ENCODING, Status.DENOISING, Status.DECODING)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ class Run:
                     self.now = max(self.now, coming[0].arrives)
 
     def _ready(self) -> list[str]:
-        return [story_id for story_id in self.specs if self.scheduler.status(story_id) is Status.DENOISING]
+        return self._with(Status.DENOISING)
+
+    def _with(self, *wanted: Status) -> list[str]:
+        return [story_id for story_id in self.specs if self.scheduler.status(story_id) in wanted]
 
     def _step(self, story_ids: tuple[str, ...]) -> None:
         specs = [self.specs[story_id] for story_id in story_ids]
@@ -179,12 +183,11 @@ class Run:
             self.steps[story_id] += 1
         self.scheduler.stepped(story_ids, seconds)
         self._since_step = dict.fromkeys(self._since_step, 0)
-        counts = self.scheduler.counts
-        frames = counts.frames_to_decode
+        frames = sum(self.specs[one].shape.frames - len(self.frames[one]) for one in self._with(Status.DECODING))
         self._quotas = {
-            Encode: -(-counts.waiting // 4) or 1,
+            Encode: -(-len(self._with(Status.QUEUED)) // 4) or 1,
             Decode: max(-(-frames // 4), int(seconds / max(self.device.decode, 1e-6)) + 1),
-            Preview: -(-counts.active // 4) or 1,
+            Preview: -(-len(self._with(*HOLDING_STATE)) // 4) or 1,
         }
 
     def _count_waits(self, story_ids: tuple[str, ...]) -> None:
@@ -206,10 +209,7 @@ class Run:
                 )
 
     def _check_caps(self) -> None:
-        active = [
-            one for story_id, one in self.specs.items()
-            if self.scheduler.status(story_id) in (Status.ENCODING, Status.DENOISING, Status.DECODING)
-        ]  # fmt: skip
+        active = [self.specs[story_id] for story_id in self._with(*HOLDING_STATE)]
         assert len(active) <= self.limits.max_active_stories
         assert len(active) <= 1 or load_of(active).rows <= self.limits.max_active_rows
 

@@ -27,7 +27,7 @@ def costs(calibrated: bool = True, base: float = DEVICE.base) -> CostCoefficient
     """Those of the virtual device of ``scheduling``."""
     return CostCoefficients(
         base=base, per_row_megapixel=DEVICE.per_row * 2**20 / PIXELS, per_cross=0.0, encode=(DEVICE.encode, 0.0),
-        decode=(DEVICE.decode, 0.0), padded=False, calibrated=calibrated,
+        decode=(DEVICE.decode, 0.0), buckets=(), calibrated=calibrated,
     )  # fmt: skip
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyloom_server.scheduler import CostModel, Load, StoryShape, bucket
+from storyloom_server.engine.process import cost_model
+from storyloom_server.scheduler import CostModel, Load, StoryShape, padded_rows
+from tests.server.engines import engine_options
 
 shapes = st.builds(
     StoryShape,
@@ -100,12 +103,23 @@ def test_one_shape_alone_is_predicted_exactly_and_others_sensibly() -> None:
     assert 0.3 < model.coefficients.step_seconds(large) < 8 * 0.3
 
 
+@given(st.lists(shapes, max_size=8), shapes)
+def test_loads_add_up_and_take_away_exactly(batch: list[StoryShape], other: StoryShape) -> None:
+    total = Load.total(shape.load for shape in batch)
+    assert total == load_of(batch)
+    assert total + other.load - other.load == total
+
+
 def test_padding_costs_as_much_as_rows() -> None:
-    model = CostModel(padded=True)
+    buckets = (1, 2, 4, 8, 16)
+    model = CostModel(buckets)
     for frames in (1, 2, 3, 4, 5, 6, 8, 9, 12, 16):
-        model.observe_step(StoryShape(frames, 1, 512 * 512, 1).load, 0.01 + 0.02 * bucket(frames))
-    five, eight = (model.coefficients.step_seconds(StoryShape(n, 1, 512 * 512, 1).load) for n in (5, 8))
+        model.observe_step(StoryShape(frames, 1, 512 * 512, 1).load, 0.01 + 0.02 * padded_rows(frames, buckets))
+    five, eight, seventeen, twenty = (
+        model.coefficients.step_seconds(StoryShape(n, 1, 512 * 512, 1).load) for n in (5, 8, 17, 20)
+    )
     assert five == pytest.approx(eight, rel=0.1)
+    assert seventeen < 0.9 * twenty, "rows above the largest bucket are not padded"
 
 
 def test_a_story_costs_its_encoding_its_steps_and_its_frames() -> None:
@@ -119,5 +133,15 @@ def test_a_story_costs_its_encoding_its_steps_and_its_frames() -> None:
     assert model.coefficients.story_seconds(shape, 15, 2) == pytest.approx(5 * 0.1 + 2 * 0.05, rel=0.02)
 
 
-def test_buckets() -> None:
-    assert [bucket(rows) for rows in (1, 2, 3, 5, 9, 16, 17, 33, 48, 49)] == [1, 2, 4, 8, 16, 16, 32, 48, 48, 64]
+@given(st.integers(1, 100), st.sets(st.integers(1, 80)))
+def test_rows_are_padded_to_the_next_bucket_if_there_is_one(rows: int, buckets: set[int]) -> None:
+    padded = padded_rows(rows, sorted(buckets))
+    assert padded == min((bucket for bucket in buckets if bucket >= rows), default=rows)
+
+
+def test_on_a_gpu_the_cost_model_pads_as_the_models_do() -> None:
+    options = engine_options()
+    assert cost_model(options).coefficients.buckets == ()
+    on_gpu = cost_model(replace(options, device="cuda:0")).coefficients
+    for rows in range(1, 100):
+        assert padded_rows(rows, on_gpu.buckets) == (options.execution.bucket(rows) or rows)

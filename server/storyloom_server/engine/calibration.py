@@ -43,7 +43,7 @@ def warm_up(backend: Backend, job: StoryJob, cost: CostModel, max_rows: int) -> 
 def _take_through(backend: Backend, job: StoryJob, stories: int, cost: CostModel) -> None:
     """All stages of some stories at once; every step but the first is measured."""
     states: list[State] = [backend.encode(job) for _ in range(stories)]
-    load = sum((story_shape(job).load for _ in states), Load())
+    load = Load.total([story_shape(job).load] * stories)
     while not states[0].done:
         began = time.perf_counter()
         backend.step(states)

@@ -7,8 +7,10 @@ alone; a batch that runs out of memory is tried again in smaller ones. Cancelled
 from __future__ import annotations
 
 import logging
+import pickle
+import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -30,7 +32,6 @@ from storyloom_server.scheduler import (
     Scheduler,
     Status,
     Step,
-    StorySpec,
     Work,
 )
 
@@ -41,11 +42,11 @@ _BEAT_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Job:
-    """A job of the engine. ``marks`` are monotonic seconds at which its stages began. ``state`` comes with
-    encoding, ``latents`` of each frame with the last step."""
+    """A job of the engine, and the ``rows`` of its steps. ``marks`` are monotonic seconds at which its stages began.
+    ``state`` comes with encoding, ``latents`` of each frame with the last step."""
 
     submit: messages.Submit
-    spec: StorySpec
+    rows: int
     marks: dict[Status, float] = field(default_factory=dict)
     state: State | None = None
     latents: Sequence[bytes] = ()
@@ -86,6 +87,9 @@ class Engine:
         self._backends = backends
         self._load = load
         self._connection = connection
+        # The connection's own ``poll`` makes a selector for each call, which costs more than all the rest of it.
+        self._incoming = select.poll()
+        self._incoming.register(connection.fileno(), select.POLLIN)
         self._scheduler = scheduler
         self._cost = cost
         self._memory = memory
@@ -128,7 +132,7 @@ class Engine:
 
     def _next_message(self, wait_seconds: float) -> messages.ToEngine | None:
         try:
-            return self._connection.recv() if self._connection.poll(wait_seconds) else None
+            return self._connection.recv() if self._incoming.poll(1000 * wait_seconds) else None
         except (EOFError, OSError) as error:
             raise ServiceGoneError from error
 
@@ -137,7 +141,7 @@ class Engine:
             self._tell(messages.JobFailed(submit.job_id, "MODEL_GONE", f"model {submit.model} is not loaded any more"))
             return
         spec = story_spec(submit)
-        self._jobs[submit.job_id] = _Job(submit, spec)
+        self._jobs[submit.job_id] = _Job(submit, spec.shape.rows)
         self._scheduler.submit(spec)
         self._tell_positions()
 
@@ -146,7 +150,7 @@ class Engine:
         if job is None:
             return
         self._drop(job_id, Status.CANCELLED)
-        log.info("job cancelled", extra=fields(job_id=job_id, rows_freed=job.spec.shape.rows, open=len(self._jobs)))
+        log.info("job cancelled", extra=fields(job_id=job_id, rows_freed=job.rows, open=len(self._jobs)))
         self._tell_positions()
 
     def _load_model(self, message: messages.LoadModel) -> None:
@@ -203,29 +207,32 @@ class Engine:
 
     def _step(self, job_ids: Sequence[str]) -> None:
         backend = self._backends[self._jobs[job_ids[0]].submit.model]
-        steps_before = {job_id: self._jobs[job_id].encoded.step_index for job_id in job_ids}
+        states = [self._jobs[job_id].encoded for job_id in job_ids]
+        steps_before = [state.step_index for state in states]
         began = time.monotonic()
         try:
-            backend.step([self._jobs[job_id].encoded for job_id in job_ids])
+            backend.step(states)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not take other jobs with it.
-            self._after_failed_step(backend, job_ids, steps_before, error)
+            moved = [state.step_index > step for state, step in zip(states, steps_before, strict=True)]
+            behind = [job_id for job_id, has_moved in zip(job_ids, moved, strict=True) if not has_moved]
+            self._after_failed_step(backend, job_ids, behind, error)
         seconds = time.monotonic() - began
-        stepped = [
-            job_id
-            for job_id in job_ids
-            if job_id in self._jobs and self._jobs[job_id].encoded.step_index > steps_before[job_id]
-        ]
+        stepped = {
+            job_id: state
+            for job_id, state, step in zip(job_ids, states, steps_before, strict=True)
+            if state.step_index > step and job_id in self._jobs
+        }
         if not stepped:
             return
         self._report_batch(backend, stepped, seconds)
-        for job_id in stepped:
-            self._after_step(backend, job_id)
+        for job_id, state in stepped.items():
+            self._after_step(backend, job_id, state)
 
     def _after_failed_step(
-        self, backend: Backend, job_ids: Sequence[str], steps_before: dict[str, int], error: Exception
+        self, backend: Backend, job_ids: Sequence[str], behind: Sequence[str], error: Exception
     ) -> None:
-        """A batch raised. Out of memory: its jobs are tried again in smaller batches. Else each is stepped alone."""
-        behind = [job_id for job_id in job_ids if self._jobs[job_id].encoded.step_index == steps_before[job_id]]
+        """A batch raised. Out of memory: its jobs are tried again in smaller batches. Else each of those that are
+        ``behind``, having taken no step, is stepped alone."""
         if backend.is_out_of_memory(error):
             log.warning("a batch step ran out of memory", extra=fields(jobs=len(job_ids)))
             if not self._scheduler.out_of_memory(job_ids):
@@ -236,16 +243,15 @@ class Engine:
             with self._failing_alone(job_id):
                 backend.step([self._jobs[job_id].encoded])
 
-    def _report_batch(self, backend: Backend, stepped: Sequence[str], seconds: float) -> None:
+    def _report_batch(self, backend: Backend, stepped: Mapping[str, State], seconds: float) -> None:
         peak = backend.take_peak_bytes()
-        self._scheduler.stepped(stepped, seconds=seconds, peak_bytes=peak)
-        jobs = [self._jobs[job_id] for job_id in stepped]
-        first = jobs[0].submit.job
+        self._scheduler.stepped(list(stepped), seconds=seconds, peak_bytes=peak)
+        first = self._jobs[next(iter(stepped))].submit.job
         batch = messages.BatchStepped(
-            steps={job.submit.job_id: job.encoded.step_index for job in jobs if job.encoded.error is None},
+            steps={job_id: state.step_index for job_id, state in stepped.items() if state.error is None},
             seconds=seconds,
-            rows=sum(job.spec.shape.rows for job in jobs),
-            jobs=len(jobs),
+            rows=sum(self._jobs[job_id].rows for job_id in stepped),
+            jobs=len(stepped),
             width=first.width,
             height=first.height,
             peak_bytes=peak,
@@ -254,12 +260,11 @@ class Engine:
         )
         self._tell(batch)
 
-    def _after_step(self, backend: Backend, job_id: str) -> None:
-        job = self._jobs[job_id]
-        state = job.encoded
+    def _after_step(self, backend: Backend, job_id: str, state: State) -> None:
         if state.error is not None:
             self._fail(job_id, "STORY_DIVERGED", f"{state.error}; try another seed or a lower guidance scale")
             return
+        job = self._jobs[job_id]
         if state.done:
             self._start_decoding(backend, job_id, job)
             return
@@ -353,7 +358,8 @@ class Engine:
                 return
             self._outgoing.append(messages.Beat())
         try:
-            self._connection.send(self._outgoing)
+            # What ``Connection.send`` does, without its support for sending things that only processes can share.
+            self._connection.send_bytes(pickle.dumps(self._outgoing, pickle.HIGHEST_PROTOCOL))
         except OSError as error:
             raise ServiceGoneError from error
         self._outgoing = []

@@ -30,7 +30,7 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     started = time.monotonic()
-    cost = CostModel(padded=options.device.startswith("cuda"))
+    cost = cost_model(options)
     try:
         _prepare_torch(options)
         backends = {spec.name: _load(options, spec.folder, spec.warm_up, cost) for spec in options.models}
@@ -53,6 +53,11 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
         engine.run(messages.Ready(time.monotonic() - started, cost.coefficients))
     except ServiceGoneError:
         log.warning("the service process is gone; the engine leaves")
+
+
+def cost_model(options: EngineOptions) -> CostModel:
+    """A cost model that knows what models pad to: nothing on the CPU, where each story has a UNet call of its own."""
+    return CostModel(options.execution.buckets if options.device.startswith("cuda") else ())
 
 
 def _prepare_torch(options: EngineOptions) -> None:

@@ -6,7 +6,7 @@
 """
 
 from storyloom_server.scheduler.admission import Accepted, Admission, Progress, Reason, Refused
-from storyloom_server.scheduler.cost import CostCoefficients, CostModel
+from storyloom_server.scheduler.cost import CostCoefficients, CostModel, padded_rows
 from storyloom_server.scheduler.limits import Limits
 from storyloom_server.scheduler.memory import MemoryModel
 from storyloom_server.scheduler.scheduler import Scheduler
@@ -35,4 +35,5 @@ __all__ = [
     "StoryShape",
     "StorySpec",
     "Work",
+    "padded_rows",
 ]

@@ -40,7 +40,7 @@ def fill(
         heap.append((fair.after(tenant, charge), tenant))
     heapq.heapify(heap)
     while heap and rows < max_rows:
-        used, tenant = heapq.heappop(heap)
+        used, tenant = heap[0]
         for story in queues[tenant]:
             if story is opener:
                 continue
@@ -54,10 +54,13 @@ def fill(
                 batch.append(story)
                 rows, row_megapixels, cross = rows + more_rows, row_megapixels + more_megapixels, cross + more_cross
                 charge = fair.after(tenant, story.marginal_seconds) - fair.used(tenant)
-                heapq.heappush(heap, (used + charge, tenant))
+                heapq.heapreplace(heap, (used + charge, tenant))
                 break
             if overdue(story):
+                heapq.heappop(heap)
                 break
+        else:
+            heapq.heappop(heap)
     return batch
 
 

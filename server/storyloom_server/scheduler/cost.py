@@ -31,8 +31,9 @@ class CostCoefficients:
     """A cost model at one moment, as it travels between processes. All in seconds.
 
     ``encode`` holds seconds of a story and of each of its frames, ``decode`` those of a call and of each megapixel.
-    ``buckets``: the row counts, ascending, to the next of which a batch is padded; padding costs as much as rows do, and
-    more rows than the largest are not padded. ``calibrated`` False: the figures are guesses, right in proportion at best.
+    ``buckets``: the row counts, ascending, to the next of which a batch is padded; padding costs as much as rows do,
+    and more rows than the largest are not padded. ``calibrated`` False: the figures are guesses, right in proportion at
+    best.
     """
 
     base: float
@@ -50,7 +51,7 @@ class CostCoefficients:
     def batch_seconds(self, rows: int, row_megapixels: float, cross: float) -> float:
         """``step_seconds`` of a load that is not made yet: who tries many sums of loads has them as plain numbers."""
         if self.buckets:
-            row_megapixels *= padding(rows, self.buckets)
+            row_megapixels *= _padding(rows, self.buckets)
         return self.base + self.per_row_megapixel * row_megapixels + self.per_cross * cross
 
     def marginal_seconds(self, load: Load) -> float:
@@ -69,12 +70,6 @@ class CostCoefficients:
         seconds = self.decode_seconds(shape, shape.frames if frames_left is None else frames_left)
         seconds += (shape.steps - done_steps) * self.step_seconds(shape.load)
         return seconds if done_steps else seconds + self.encode_seconds(shape)
-
-
-def padding(rows: int, buckets: Sequence[int]) -> float:
-    """How many times as many rows a batch has when it is padded."""
-    place = bisect_left(buckets, rows)
-    return buckets[place] / rows if rows and place < len(buckets) else 1.0
 
 
 class CostModel:
@@ -102,7 +97,7 @@ class CostModel:
 
     def observe_step(self, load: Load, seconds: float) -> None:
         """A batch step with this load took so long."""
-        row_megapixels = load.row_megapixels * padding(load.rows, self._buckets)
+        row_megapixels = load.row_megapixels * _padding(load.rows, self._buckets)
         self._step.observe((1.0, row_megapixels, load.cross), seconds)
         if self._step.count <= _SETTLED_AFTER or self._step.count % _REFRESH == 0:
             self._coefficients = self._snapshot()
@@ -128,3 +123,14 @@ class CostModel:
             buckets=self._buckets,
             calibrated=self._step.count >= _CALIBRATED_AFTER,
         )
+
+
+def padded_rows(rows: int, buckets: Sequence[int]) -> int:
+    """The rows of a batch after padding: those of the next bucket; as they are above the largest, or without any."""
+    place = bisect_left(buckets, rows)
+    return buckets[place] if place < len(buckets) else rows
+
+
+def _padding(rows: int, buckets: Sequence[int]) -> float:
+    """How many times as many rows a batch has when it is padded."""
+    return padded_rows(rows, buckets) / rows if rows else 1.0

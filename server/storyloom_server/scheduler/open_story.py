@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -16,20 +17,18 @@ Chosen by simulation of mixed stories on a saturated device at 0.8 of its capaci
 time. Larger values cost more of the short stories than they give to the long ones.
 """
 
-Rank = tuple[int, float, int]
-"""Sorts the stories of a tenant, the most entitled first: class, value within the class, order of submission."""
-
 
 @dataclass(slots=True)
 class OpenStory:
     """A story in the scheduler.
 
     ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
-    ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready.
+    ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready; before
+    that it is infinite, or minus infinite once the story has waited too long to be let in.
     ``steps_left`` counts down; ``frames_left`` are the indexes still to be decoded.
 
-    The last fields are prices in seconds, and hold while the cost model does (see ``price``). ``step_seconds`` is a step
-    alone, ``marginal_seconds`` what the story adds to a step of others, ``story_seconds`` the whole story alone;
+    The last fields are prices in seconds, which hold while the cost model does (see ``price``). ``step_seconds`` is a
+    step alone, ``marginal_seconds`` what the story adds to a step of others, ``story_seconds`` the whole story alone;
     ``impatience`` is the weight of a second's delay: more for a more urgent story, less for one that takes long anyway.
     """
 
@@ -37,7 +36,7 @@ class OpenStory:
     order: int
     submitted: float
     queued_since: int
-    waiting_since: int = 0
+    waiting_since: float = math.inf
     status: Status = Status.QUEUED
     steps_left: int = 0
     frames_left: deque[int] = field(default_factory=deque)
@@ -69,20 +68,25 @@ class OpenStory:
         self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
         self.impatience = self.spec.priority / self.story_seconds
 
-    def rank(self, *, now: float, overdue: bool) -> Rank:
+    def rank(self, now: float, left_out: float) -> Rank:
         """First who waited too long, then whose deadline is near but can be met, then who needs least for its priority
         and age.
 
-        A deadline is near when the story needs over half of the device's time to meet it. One that cannot be met any
-        more gives no right to go first; the story goes on, in case the estimate is wrong, until it has passed.
+        Too long has waited who waits since ``left_out`` or before. A deadline is near when the story needs over half of
+        the device's time to meet it. One that cannot be met any more gives no right to go first; the story goes on, in
+        case the estimate is wrong, until it has passed.
         """
-        if overdue:
-            return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order)
+        if self.waiting_since <= left_out:
+            return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order, self)
         left = self.steps_left * self.step_seconds + self.decode_seconds
         if self.status is Status.QUEUED:
             left += self.encode_seconds
         deadline = self.spec.deadline
         if deadline is not None and left <= deadline - now < 2 * left:
-            return (1, deadline, self.order)
+            return (1, deadline, self.order, self)
         age = 1 + _AGEING * (now - self.submitted) / self.story_seconds
-        return (2, left / (self.spec.priority * age), self.order)
+        return (2, left / (self.spec.priority * age), self.order, self)
+
+
+Rank = tuple[int, float, int, OpenStory]
+"""Sorts a tenant's stories, the most entitled first: class, value in the class, order of submission; and the story."""

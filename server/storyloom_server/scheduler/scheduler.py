@@ -21,6 +21,7 @@ Work is never held back: ``next_work`` returns None only when there is none.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from storyloom_server.scheduler.cost import CostCoefficients, CostModel
 from storyloom_server.scheduler.fairness import FairShare
 from storyloom_server.scheduler.limits import Limits
 from storyloom_server.scheduler.memory import MemoryModel
-from storyloom_server.scheduler.open_story import OpenStory, Rank
+from storyloom_server.scheduler.open_story import OpenStory
 from storyloom_server.scheduler.stories import FINAL, Load, Status, StorySpec
 from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
 
@@ -242,16 +243,13 @@ class Scheduler:
 
     def _ranked(self, candidates: Iterable[OpenStory]) -> dict[str, list[OpenStory]]:
         """The candidates by tenant, in order of rank."""
-        now = self._clock()
-
-        def rank(story: OpenStory) -> Rank:
-            return story.rank(now=now, overdue=self._overdue(story))
-
-        ranked: dict[str, list[OpenStory]] = {}
+        by_tenant: dict[str, list[OpenStory]] = {}
         for story in candidates:
-            ranked.setdefault(story.spec.tenant, []).append(story)
-        for stories in ranked.values():
-            stories.sort(key=rank)
+            by_tenant.setdefault(story.spec.tenant, []).append(story)
+        now, ranked = self._clock(), {}
+        for tenant, stories in by_tenant.items():
+            left_out = self._left_out(tenant)
+            ranked[tenant] = [rank[-1] for rank in sorted([story.rank(now, left_out) for story in stories])]
         return ranked
 
     def _prices(self) -> CostCoefficients:
@@ -268,10 +266,12 @@ class Scheduler:
         waiting = (self._by_status[status].values() for status in (Status.QUEUED, Status.DENOISING))
         return sum(story.impatience for stories in waiting for story in stories)
 
+    def _left_out(self, tenant: str) -> int:
+        """The turn of a tenant since which, or before, a story of it has waited too long."""
+        return self._turns[tenant] - self._limits.patience
+
     def _overdue(self, story: OpenStory) -> bool:
-        if story.status is Status.QUEUED:
-            return self._aged.get(story.spec.tenant) == story.spec.story_id
-        return self._turns[story.spec.tenant] - story.waiting_since >= self._limits.patience
+        return story.waiting_since <= self._left_out(story.spec.tenant)
 
     def _mark_aged(self) -> None:
         """Marks, for each tenant, its oldest waiting story once it has waited too long.
@@ -284,6 +284,7 @@ class Scheduler:
         for tenant, story in oldest.items():
             if tenant not in self._aged and self._batches - story.queued_since >= self._limits.queue_patience:
                 self._aged[tenant] = story.spec.story_id
+                story.waiting_since = -math.inf
 
     def _ready(self) -> list[OpenStory]:
         return list(self._by_status[Status.DENOISING].values())
@@ -293,9 +294,10 @@ class Scheduler:
         found = []
         room: dict[Load, bool] = {}  # Many stories are of the same shape.
         for story in self._by_status[Status.QUEUED].values():
-            if story.load not in room:
-                room[story.load] = self._has_room(story.load)
-            if room[story.load]:
+            fits = room.get(story.load)
+            if fits is None:
+                fits = room[story.load] = self._has_room(story.load)
+            if fits:
                 found.append(story)
             elif self._overdue(story):
                 return []
