@@ -48,16 +48,18 @@ class EngineLink:
         self.last_heard = time.monotonic()
 
     def start(self) -> None:
-        """Starts the process. It says ``Ready`` or ``StartFailed``, unless it dies first."""
+        """Starts the process. It says ``Ready`` or ``StartFailed``, unless it dies first.
+
+        Raises:
+            OSError, RuntimeError: the system gives no process or no thread. ``close`` frees what there is.
+        """
         self._process.start()
         # Without this the pipe would stay open here after the engine's death, and nobody would notice it.
         self._engine_end.close()
-        self._threads = [
-            threading.Thread(target=self._read, args=(self._connection,), name="engine-reader", daemon=True),
-            threading.Thread(target=self._write, args=(self._connection,), name="engine-writer", daemon=True),
-        ]
-        for thread in self._threads:
+        for name, pump in (("engine-reader", self._read), ("engine-writer", self._write)):
+            thread = threading.Thread(target=pump, args=(self._connection,), name=name, daemon=True)
             thread.start()
+            self._threads.append(thread)
         log.info("engine process started", extra=fields(pid=self._process.pid))
 
     def send(self, message: messages.ToEngine) -> None:
@@ -75,6 +77,8 @@ class EngineLink:
     async def close(self, *, politely: bool) -> None:
         """Ends the process and frees what it held. No process is left behind."""
         if self._process.pid is None:
+            self._engine_end.close()
+            self._connection.close()
             return
         if politely:
             self.send(messages.Shutdown())

@@ -118,9 +118,12 @@ class Supervisor:
 
         Raises:
             RuntimeError: the engine is not ready.
+            ValueError: the job is in the engine already.
         """
         if self._link is None or self._status is not EngineStatus.READY:
             raise RuntimeError(f"the engine is {self._status.value}; submit jobs only when it is ready")
+        if submit.job_id in self._jobs:
+            raise ValueError(f"job {submit.job_id} is in the engine already; release it before it is submitted again")
         self._jobs[submit.job_id] = _Watched(sink)
         self._link.send(submit)
 
@@ -184,9 +187,10 @@ class Supervisor:
             await asyncio.sleep(back_off)
 
     async def _live_once(self) -> None:
-        """From the start of a process to its end, by itself or because it hung."""
-        link = self._link = EngineLink(self._options, self._deliver)
+        """From the start of a process to its end, by itself or because it hung. One that cannot start ends at once."""
+        link: EngineLink | None = None
         try:
+            link = self._link = EngineLink(self._options, self._deliver)
             link.start()
             watch = asyncio.create_task(self._watch(link))
             try:
@@ -194,8 +198,10 @@ class Supervisor:
             finally:
                 watch.cancel()
             log.error("the engine process is gone", extra=fields(open_jobs=len(self._jobs)))
+        except Exception:
+            log.exception("an engine process cannot be started")
         finally:
-            if self._status is not EngineStatus.CLOSED:
+            if link is not None and self._status is not EngineStatus.CLOSED:
                 self._link = None
                 await link.close(politely=False)
 

@@ -254,6 +254,23 @@ def test_a_batch_that_runs_out_of_memory_is_tried_in_smaller_ones(
     assert max(batch.rows for batch in batches) <= 9
 
 
+def test_a_job_that_is_there_already_goes_on(alone: list[Any]) -> None:
+    with engine(null_backend(0.005)) as loop:
+        loop.send(submit("a", job(steps=7)), submit("a", job("a dog", steps=9)), submit("b", job(steps=7)))
+        loop.end("a", "b")
+        assert loop.steps("a") == list(range(8))
+        assert loop.frames("a") == loop.frames("b") == alone
+        assert kinds(loop.of("a")).count("JobFinished") == 1
+
+
+def test_a_job_that_makes_no_sense_fails_alone(alone: list[Any]) -> None:
+    with engine() as loop:
+        loop.send(submit("bad", job(steps=7), done_steps=8), submit("good", job(steps=7)))
+        failed = loop.end("good", "bad")
+        assert (failed.reason, "has done 8 of 7 steps" in failed.message) == ("ENGINE_ERROR", True)
+        assert loop.frames("good") == alone
+
+
 def test_jobs_fail_when_their_deadline_passes() -> None:
     soon = messages.Scheduling(deadline=time.monotonic() + 0.5)
     with engine(null_backend(0.01), max_active_stories=1) as loop:

@@ -14,7 +14,17 @@ from storyloom.v1 import model_service_pb2 as models_pb
 from storyloom.v1 import model_service_pb2_grpc
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.tenants import digest, new_token
-from tests.server.serving import ServerProcess, create, ended, error_details, serving, story, until_step, watch
+from tests.server.serving import (
+    ServerProcess,
+    create,
+    ended,
+    error_details,
+    serving,
+    story,
+    until_step,
+    wait_until,
+    watch,
+)
 
 ADMIN, USER = new_token(), new_token()
 
@@ -57,11 +67,11 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
         yield opened
 
 
-def call(channel: grpc.Channel, method: str, name: str = "", metadata: Any = None) -> Any:
+def call(channel: grpc.Channel, method: str, name: str = "", metadata: Any = None, timeout: float = 60) -> Any:
     """One call of the model service."""
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = getattr(models_pb, f"{method}Request")(**({} if method == "ListModels" else {"name": name}))
-    return getattr(stub, method)(request, timeout=60, metadata=metadata)
+    return getattr(stub, method)(request, timeout=timeout, metadata=metadata)
 
 
 def names(channel: grpc.Channel) -> list[str]:
@@ -131,6 +141,34 @@ def test_a_model_that_is_loaded_again_while_it_is_unloaded_stays(channel: grpc.C
     assert names(channel) == ["tiny", "second"]
     assert ended(channel, create(channel, story("a dog", model="second"))).state == pb.STORY_STATE_FINISHED
     call(channel, "UnloadModel", "second")
+
+
+def leave(channel: grpc.Channel, method: str, name: str) -> None:
+    """Calls, and is gone before the answer."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, method, name, timeout=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_what_a_caller_began_is_done_when_it_has_left(tiny_package: Path, model_folder: Path, tmp_path: Path) -> None:
+    load_seconds = 1.0
+    slow = {"STORYLOOM_TEST_STEP_SECONDS": "0.02", "STORYLOOM_TEST_LOAD_SECONDS": str(load_seconds)}
+    arguments = ("--admin", "--model-folder", str(model_folder))
+    with (
+        serving(tmp_path, tiny_package, *arguments, environment=slow) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        leave(channel, "LoadModel", "second")
+        assert names(channel) == ["tiny"]
+        wait_until(lambda: names(channel) == ["tiny", "second"], 60)
+        story_id = create(channel, story("a dog", steps=60, model="second"))
+        until_step(watch(channel, story_id))
+        leave(channel, "UnloadModel", "second")
+        assert names(channel) == ["tiny"]
+        assert ended(channel, story_id).state == pb.STORY_STATE_FINISHED
+        # It was forgotten: it takes a whole load to have it again, not only a warm-up.
+        wait_until(lambda: "model unloaded" in server.log, 60)
+        assert call(channel, "LoadModel", "second").seconds >= load_seconds
 
 
 def test_the_default_model_stays(channel: grpc.Channel) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -45,6 +47,20 @@ def pids(caplog: pytest.LogCaptureFixture) -> Iterator[Pids]:
     yield started
     assert started.all
     assert all(gone(pid) for pid in started.all)
+
+
+@contextmanager
+def few_files(free: int) -> Iterator[None]:
+    """This process can open only so many more files, pipes and sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open(os.devnull, os.O_RDONLY) for _ in range(free + 1)]
+    for filler in fillers:
+        os.close(filler)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def restarted(supervisor: Supervisor, pids: Pids) -> None:
@@ -107,6 +123,22 @@ def test_only_jobs_that_left_the_queue_are_suspects(pids: Pids, monkeypatch: pyt
             assert [type(message) for message in running.messages + waiting.messages].count(messages.EngineLost) == 2
 
     asyncio.run(run())
+
+
+def test_a_job_that_is_there_is_not_taken_again(pids: Pids) -> None:
+    async def run() -> None:
+        async with supervised() as supervisor:
+            first, second = Heard(), Heard()
+            supervisor.submit(submit("a", job(steps=50)), first)
+            with pytest.raises(ValueError, match="job a is in the engine already; release it"):
+                supervisor.submit(submit("a", job(steps=50)), second)
+            assert isinstance(await first.end(), messages.JobFinished)
+            assert second.messages == []
+            supervisor.submit(submit("a"), second)
+            assert isinstance(await second.end(), messages.JobFinished)
+
+    asyncio.run(run())
+    assert len(pids.all) == 1
 
 
 def test_a_released_job_is_heard_of_no_more_and_gives_its_place_back(
@@ -232,6 +264,38 @@ def test_an_engine_that_keeps_dying_is_given_up(pids: Pids) -> None:
 
     asyncio.run(run())
     assert len(pids.all) == 2
+
+
+@pytest.mark.parametrize("free", [0, 2], ids=["no pipe", "no process"])
+def test_an_engine_that_cannot_be_started_is_told_of(free: int, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        supervisor = Supervisor(engine_options(), RestartPolicy())
+        open_files = os.listdir("/proc/self/fd")
+        with few_files(free):
+            supervisor.start()
+            async with asyncio.timeout(60):
+                assert await supervisor.wait_for(READY) is FAILED
+        await supervisor.close()
+        assert os.listdir("/proc/self/fd") == open_files
+
+    asyncio.run(run())
+    assert "an engine process cannot be started" in caplog.messages
+
+
+def test_an_engine_that_cannot_be_started_again_is_tried_later(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with supervised() as supervisor:
+            with few_files(0):
+                pids.kill()
+                while "an engine process cannot be started" not in caplog.messages:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                assert supervisor.status is RESTARTING
+            assert await supervisor.wait_for(READY) is READY
+            heard = Heard()
+            supervisor.submit(submit("a"), heard)
+            assert isinstance(await heard.end(), messages.JobFinished)
+
+    asyncio.run(run())
 
 
 def test_a_model_that_does_not_load_at_the_start_is_not_tried_again(pids: Pids) -> None:

@@ -140,7 +140,15 @@ class Engine:
         if submit.model not in self._backends:
             self._tell(messages.JobFailed(submit.job_id, "MODEL_GONE", f"model {submit.model} is not loaded any more"))
             return
-        spec = story_spec(submit)
+        if submit.job_id in self._jobs:
+            # Not answered: the answer would be taken for the end of the job that is here, which goes on.
+            log.error("a job was submitted twice; the second is ignored", extra=fields(job_id=submit.job_id))
+            return
+        try:
+            spec = story_spec(submit)
+        except ValueError as error:
+            self._tell(messages.JobFailed(submit.job_id, "ENGINE_ERROR", f"the job makes no sense: {error}"))
+            return
         self._jobs[submit.job_id] = _Job(submit, spec.shape.rows)
         self._scheduler.submit(spec)
         self._tell_positions()
