@@ -34,6 +34,7 @@ def fill(
     key = opener.spec.key
     _, rows, row_megapixels, cross = opener.load
     queues = {tenant: iter(stories) for tenant, stories in ranked.items()}
+    before = {tenant: fair.used(tenant) for tenant in queues}
     heap = []
     for tenant in queues:
         charge = opener.marginal_seconds if tenant == opener.spec.tenant else 0.0
@@ -53,7 +54,7 @@ def fill(
             ):
                 batch.append(story)
                 rows, row_megapixels, cross = rows + more_rows, row_megapixels + more_megapixels, cross + more_cross
-                charge = fair.after(tenant, story.marginal_seconds) - fair.used(tenant)
+                charge = fair.after(tenant, story.marginal_seconds) - before[tenant]
                 heapq.heapreplace(heap, (used + charge, tenant))
                 break
             if overdue(story):

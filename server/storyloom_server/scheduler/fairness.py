@@ -66,5 +66,4 @@ class FairShare:
     def charge(self, tenant: str, seconds: float) -> None:
         """The tenant used the device for so long. One without work (it left meanwhile) is charged nothing."""
         if tenant in self._weights:
-            used, most = self._used[tenant] + seconds / self._weights[tenant], self._now + self._debt
-            self._used[tenant] = used if used < most else most
+            self._used[tenant] = min(self._used[tenant] + seconds / self._weights[tenant], self._now + self._debt)
