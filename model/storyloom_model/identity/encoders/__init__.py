@@ -1,0 +1,1 @@
+"""The encoders of references: what faces, pictures and masks say of a character."""

@@ -1,0 +1,1 @@
+"""Trains the identity encoders of the built-in model on procedural people, in the forms that published ones have."""

@@ -1,0 +1,63 @@
+"""Every number that the encoders' trainings depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is rendered: `pictures` of each of `people` faces, and `scenes` with one or two people."""
+
+    people: int = 3000
+    pictures: int = 8
+    scenes: int = 14000
+    size: int = 112
+
+
+@dataclass(frozen=True)
+class RecogniserRecipe:
+    """The margin grows from 0 to `margin` over the steps."""
+
+    steps: int = 1500
+    batch: int = 64
+    scale: float = 24.0
+    margin: float = 0.3
+    named_weight: float = 2.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageEncoderRecipe:
+    """A CLIP vision transformer."""
+
+    size: int = 112
+    patch: int = 16
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    projection: int = 256
+    steps: int = 1000
+    batch: int = 48
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """Trains on scenes of `DataRecipe.scene_size`."""
+
+    steps: int = 1500
+    batch: int = 24
+    learning_rate: float = 4e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class IdentityRecipe:
+    """All encoders of a model package."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    recogniser: RecogniserRecipe = field(default_factory=RecogniserRecipe)
+    image: ImageEncoderRecipe = field(default_factory=ImageEncoderRecipe)
+    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
