@@ -19,7 +19,7 @@ class DataRecipe:
 class RecogniserRecipe:
     """The margin grows from 0 to `margin` over the steps."""
 
-    steps: int = 1500
+    steps: int = 940
     batch: int = 64
     scale: float = 24.0
     margin: float = 0.3

@@ -84,7 +84,9 @@ def _crop_set(folder: Path, described: dict[str, object], jobs: list[Job], made:
     folder.mkdir(parents=True, exist_ok=True)
     pixels, labels, who = [], [], []
     with ProcessPoolExecutor(workers) as pool:
-        for (_, index), crops in zip(jobs, track(pool.map(made, jobs, chunksize=CHUNK), "rendering", len(jobs)), strict=True):
+        for (_, index), crops in zip(
+            jobs, track(pool.map(made, jobs, chunksize=CHUNK), "rendering", len(jobs)), strict=True
+        ):
             pixels += [crop.pixels for crop in crops]
             labels += [crop.labels for crop in crops]
             who += [index] * len(crops)

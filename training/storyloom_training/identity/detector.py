@@ -110,7 +110,12 @@ def detection_loss(outputs: Tensor, targets: Targets) -> Losses:
     size = targets.distances[found].sum(1, keepdim=True) / 2
     landmarks = F.smooth_l1_loss(10 * offsets / size, 10 * targets.offsets[found] / size, reduction="sum") / count / 10
     box = (1 - general).sum() / count
-    return {"loss": score + 2 * box + landmarks, "score": score.detach(), "box": box.detach(), "iou": iou.sum().detach() / count}
+    return {
+        "loss": score + 2 * box + landmarks,
+        "score": score.detach(),
+        "box": box.detach(),
+        "iou": iou.sum().detach() / count,
+    }
 
 
 def train_detector(recipe: DetectorRecipe, data: SceneSet, folder: Path) -> FaceDetector:

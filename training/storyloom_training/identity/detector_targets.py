@@ -108,7 +108,9 @@ def _mosaic(data: SceneSet, draw: torch.Generator) -> Row:
 
     parts = [_one(data, draw) for _ in range(4)]
     half = parts[0][0].shape[0] // 2
-    small = [cv2.resize(np.ascontiguousarray(pixels), (half, half), interpolation=cv2.INTER_AREA) for pixels, _, _ in parts]
+    small = [
+        cv2.resize(np.ascontiguousarray(pixels), (half, half), interpolation=cv2.INTER_AREA) for pixels, _, _ in parts
+    ]
     rows = [np.concatenate(small[:2], 1), np.concatenate(small[2:], 1)]
     corners = ((0, 0), (half, 0), (0, half), (half, half))
     faces = [_moved(faces, 0.5, x, y) for (_, faces, _), (x, y) in zip(parts, corners, strict=True)]

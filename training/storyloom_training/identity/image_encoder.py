@@ -57,8 +57,10 @@ class PictureReader(nn.Module):
 
 @torch.no_grad()
 def principal_patches(encoder: CLIPVisionModelWithProjection, pictures: Tensor) -> None:
-    """Starts the patch embedding with the principal components of the pictures' patches, at equal variance."""
+    """Starts the patch embedding with the principal components of the pictures' patches, at equal variance, and the
+    places with about as much of the sum as the patches."""
     embedding = encoder.vision_model.embeddings.patch_embedding
+    nn.init.normal_(encoder.vision_model.embeddings.position_embedding.weight, std=0.3)
     size = embedding.kernel_size[0]
     patches = F.unfold(pictures, size, stride=size).transpose(1, 2).flatten(0, 1)
     values, vectors = torch.linalg.eigh(patches.T.cov())

@@ -73,7 +73,9 @@ def optimizer_of(model: Recognition) -> Together:
     return Together((Muon(matrices, lr=0.1), torch.optim.AdamW(rest, lr=3e-3, weight_decay=0.02)))
 
 
-def train_recogniser(recipe: RecogniserRecipe, data: CropSet, folder: Path, network: nn.Module | None = None) -> nn.Module:
+def train_recogniser(
+    recipe: RecogniserRecipe, data: CropSet, folder: Path, network: nn.Module | None = None
+) -> nn.Module:
     """Trains `network` (default `FaceNet`), or loads it where `folder` holds the finished training."""
     torch.manual_seed(recipe.seed)
     draw = torch.Generator().manual_seed(recipe.seed)
@@ -92,11 +94,17 @@ def train_recogniser(recipe: RecogniserRecipe, data: CropSet, folder: Path, netw
         with mixed_precision(faces.device):
             embeddings = model.network(faces.contiguous(memory_format=torch.channels_last))
         embeddings = embeddings.float()
-        people = margin_loss(model.cosines(embeddings), who[chosen], recipe.scale, recipe.margin * stage.step / stage.steps)
+        people = margin_loss(
+            model.cosines(embeddings), who[chosen], recipe.scale, recipe.margin * stage.step / stage.steps
+        )
         scores = model.heads(embeddings)
         wanted = labels[chosen, : len(FACE)]
         named = named_loss(scores, wanted)
-        return {"loss": people + recipe.named_weight * named, "people": people.detach(), "right": named_right(scores, wanted)}
+        return {
+            "loss": people + recipe.named_weight * named,
+            "people": people.detach(),
+            "right": named_right(scores, wanted),
+        }
 
     run(stage, compute)
     return model.network.eval()

@@ -1,0 +1,174 @@
+"""Where the person of a picture is: one protocol, and what fulfils it.
+
+A mask that the user gives needs no segmenter. Otherwise: the built-in network of small packages, any semantic or
+universal segmentation model of transformers, or SAM on the boxes that Grounding DINO finds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from storyloom_model.identity.encoders.crops import Mask, Pixels
+from storyloom_model.identity.encoders.errors import EncodersError
+from storyloom_model.identity.encoders.faces import providers_for
+
+BUILT_IN_FILE = "segmenter.onnx"
+PERSON = "person"
+
+
+class Segmenter(Protocol):
+    """Finds people."""
+
+    def people(self, picture: Pixels) -> Mask:
+        """Where people are, bool [h, w], of a picture uint8 [h, w, 3] RGB; all False where there is nobody."""
+        ...
+
+
+class BuiltInSegmenter:
+    """A small network in ONNX: pictures [n, 3, h, w] in [-1, 1], sides multiples of 16, to probabilities [n, 1, h, w]."""
+
+    SIDE = 192
+
+    def __init__(self, file: Path, device: str = "cpu") -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(str(file), providers=providers_for(device))
+        self._input = self._session.get_inputs()[0].name
+
+    def people(self, picture: Pixels) -> Mask:
+        small = Image.fromarray(picture).resize((self.SIDE, self.SIDE), Image.Resampling.BILINEAR)
+        pixels = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+        (probability,) = self._session.run(None, {self._input: pixels})
+        return _resized(probability[0, 0], picture) > 0.5
+
+
+class SemanticSegmenter:
+    """A semantic segmentation model of transformers (SegFormer, UperNet, ...) with a class called person."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import AutoModelForSemanticSegmentation
+
+        self._network = _pretrained(AutoModelForSemanticSegmentation, folder, device)
+        self._processor = _processor(folder)
+        self._class = _person_class(self._network.config, folder)
+
+    @torch.inference_mode()
+    def people(self, picture: Pixels) -> Mask:
+        inputs = self._processor(images=Image.fromarray(picture), return_tensors="pt").to(self._network.device)
+        logits = self._network(**inputs).logits
+        full = torch.nn.functional.interpolate(logits.float(), picture.shape[:2], mode="bilinear")
+        mask: Mask = (full[0].argmax(0) == self._class).cpu().numpy()
+        return mask
+
+
+class UniversalSegmenter:
+    """A mask-classifying model of transformers (Mask2Former, MaskFormer, OneFormer's kin) with a class called person."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import AutoModelForUniversalSegmentation
+
+        self._network = _pretrained(AutoModelForUniversalSegmentation, folder, device)
+        self._processor = _processor(folder)
+        self._class = _person_class(self._network.config, folder)
+
+    @torch.inference_mode()
+    def people(self, picture: Pixels) -> Mask:
+        inputs = self._processor(images=Image.fromarray(picture), return_tensors="pt").to(self._network.device)
+        output = self._network(pixel_values=inputs["pixel_values"])
+        height, width = picture.shape[:2]
+        (classes,) = self._processor.post_process_semantic_segmentation(output, target_sizes=[(height, width)])
+        mask: Mask = (classes == self._class).cpu().numpy()
+        return mask
+
+
+class GroundedSegmenter:
+    """SAM on the boxes that Grounding DINO finds for a phrase."""
+
+    def __init__(self, detector: Path, sam: Path, device: str = "cpu", phrase: str = "a person.") -> None:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
+
+        self._detector = _pretrained(AutoModelForZeroShotObjectDetection, detector, device)
+        self._reader = AutoProcessor.from_pretrained(detector, local_files_only=True)
+        self._sam = _pretrained(SamModel, sam, device)
+        self._prompter = SamProcessor.from_pretrained(sam, local_files_only=True)
+        self._phrase = phrase
+
+    @torch.inference_mode()
+    def people(self, picture: Pixels) -> Mask:
+        height, width = picture.shape[:2]
+        image = Image.fromarray(picture)
+        inputs = self._reader(images=image, text=self._phrase, return_tensors="pt").to(self._detector.device)
+        (found,) = self._reader.post_process_grounded_object_detection(
+            self._detector(**inputs), inputs.input_ids, target_sizes=[(height, width)]
+        )
+        if not len(found["boxes"]):
+            return np.zeros((height, width), np.bool_)
+        return self._inside(image, found["boxes"].cpu())
+
+    def _inside(self, image: Image.Image, boxes: torch.Tensor) -> Mask:
+        inputs = self._prompter(image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self._sam.device)
+        output = self._sam(**inputs, multimask_output=False)
+        (masks,) = self._prompter.image_processor.post_process_masks(
+            output.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        )
+        mask: Mask = masks.flatten(0, 1).any(0).numpy()
+        return mask
+
+
+def load_segmenter(folder: Path, device: str = "cpu") -> Segmenter:
+    """Loads what a package's segmenter folder holds: segmenter.onnx; or a transformers model; or the two folders
+    grounding_dino/ and sam/.
+
+    Raises:
+        EncodersError: it holds none of these, or the model knows no person.
+    """
+    if (folder / BUILT_IN_FILE).is_file():
+        return BuiltInSegmenter(folder / BUILT_IN_FILE, device)
+    if (folder / "grounding_dino").is_dir() and (folder / "sam").is_dir():
+        return GroundedSegmenter(folder / "grounding_dino", folder / "sam", device)
+    if not (folder / "config.json").is_file():
+        raise EncodersError(
+            f"{folder} holds no segmenter; it needs {BUILT_IN_FILE}, a transformers segmentation model, or the folders "
+            "grounding_dino and sam"
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    universal = any("Universal" in name or "MaskFormer" in name or "Mask2Former" in name for name in _architectures(config))
+    return UniversalSegmenter(folder, device) if universal else SemanticSegmenter(folder, device)
+
+
+def _architectures(config: dict[str, Any]) -> Sequence[str]:
+    return config.get("architectures") or ()
+
+
+def _pretrained(kind: Any, folder: Path, device: str) -> Any:
+    try:
+        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise EncodersError(f"{folder} can't be loaded as {kind.__name__}: {error}") from error
+    return network.to(device).eval()
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _person_class(config: Any, folder: Path) -> int:
+    for index, name in config.id2label.items():
+        if PERSON in name.lower().replace(",", " ").split():
+            return int(index)
+    raise EncodersError(f"the classes of {folder} have no person; use a model that was trained with one (ADE20K, COCO)")
+
+
+def _resized(values: NDArray[np.float32], picture: Pixels) -> NDArray[np.float32]:
+    height, width = picture.shape[:2]
+    return np.asarray(Image.fromarray(values, "F").resize((width, height), Image.Resampling.BILINEAR))
