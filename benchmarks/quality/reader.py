@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.quality.attributes import HEADS, PERSON, VISIBLE, Reading, truth
-from storyloom_training.muon import Muon
 from benchmarks.quality.network import WEIGHTS, AttributeNet, Reader, to_input, whiten
 from storyloom_training.config import MINI_128
+from storyloom_training.muon import Muon
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split, sample_group
 from storyloom_training.storydb.picture import render

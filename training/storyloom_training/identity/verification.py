@@ -77,7 +77,13 @@ def _score(
     chosen = _best_threshold(cosines[same & first], cosines[other & first])
     accuracy = _accuracy(cosines[same & second], cosines[other & second], chosen)
     return Verification(
-        len(ours), len(theirs), accuracy, float((ours > threshold).mean()), threshold, float(ours.mean()), float(theirs.mean())
+        len(ours),
+        len(theirs),
+        accuracy,
+        float((ours > threshold).mean()),
+        threshold,
+        float(ours.mean()),
+        float(theirs.mean()),
     )
 
 

@@ -140,7 +140,9 @@ def load_segmenter(folder: Path, device: str = "cpu") -> Segmenter:
             "grounding_dino and sam"
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    universal = any("Universal" in name or "MaskFormer" in name or "Mask2Former" in name for name in _architectures(config))
+    universal = any(
+        "Universal" in name or "MaskFormer" in name or "Mask2Former" in name for name in _architectures(config)
+    )
     return UniversalSegmenter(folder, device) if universal else SemanticSegmenter(folder, device)
 
 
