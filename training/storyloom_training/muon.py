@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers as one. Each group's `rate_scale` is the rate it was made with: the loop's rate runs from 1."""
+    """Several optimizers as one, for a loop whose rate is 1 at most: it multiplies the rates they were made with."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers

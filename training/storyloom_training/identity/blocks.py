@@ -28,7 +28,7 @@ class Residual(nn.Module):
 
 
 class Separable(nn.Module):
-    """A depthwise 3x3 convolution and a pointwise one, each with batch norm and ReLU (MobileNet, Howard et al., 2017)."""
+    """A depthwise 3x3 convolution and a pointwise one, each with batch norm and ReLU (MobileNet, Howard, 2017)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -81,6 +81,16 @@ def named_right(scores: list[Tensor], labels: Tensor) -> Tensor:
     """Fraction of the shown attributes named right."""
     chosen = torch.stack([score.argmax(1) for score in scores], 1)
     return ((chosen == labels) & (labels != NOT_SHOWN)).sum() / (labels != NOT_SHOWN).sum().clamp(min=1)
+
+
+def named_accuracy(scores: list[Tensor], labels: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Fraction named right of each attribute that is shown anywhere, and "mean" over them."""
+    table = {}
+    for name, score, wanted in zip(names, scores, labels.T, strict=True):
+        shown = wanted != NOT_SHOWN
+        if shown.any():
+            table[name] = round(float((score.argmax(1)[shown] == wanted[shown]).float().mean()), 4)
+    return table | {"mean": round(sum(table.values()) / len(table), 4)}
 
 
 def to_input(pixels: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """What is rendered: `pictures` of each of `people` faces; the people of `groups` pictures cut out; both at `size` pixels;
-    and `scenes` whole pictures at `scene_size`. A tenth as much of held-out people is measured on."""
+    """What is rendered: `pictures` of each of `people` faces and the people of `groups` pictures cut out, both
+    at `size` pixels, and `scenes` whole pictures at `scene_size`; `held_out_*` to measure on, of the test split.
+    """
 
     people: int = 3000
     pictures: int = 8
@@ -16,6 +17,10 @@ class DataRecipe:
     size: int = 112
     scenes: int = 5000
     scene_size: int = 192
+    held_out_people: int = 400
+    held_out_pictures: int = 6
+    held_out_groups: int = 1000
+    held_out_scenes: int = 300
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ImageEncoderRecipe:
 class DetectorRecipe:
     """Trains on scenes of `DataRecipe.scene_size`."""
 
-    steps: int = 1500
+    steps: int = 720
     batch: int = 24
     learning_rate: float = 4e-3
     seed: int = 0
@@ -60,7 +65,7 @@ class DetectorRecipe:
 class SegmenterRecipe:
     """Trains on the detector's scenes."""
 
-    steps: int = 500
+    steps: int = 400
     batch: int = 16
     learning_rate: float = 5e-3
     seed: int = 0

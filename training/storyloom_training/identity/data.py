@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -73,9 +73,9 @@ def _characters_of_picture(job: Job, split: Split, size: int) -> list[Crop]:
     return list(character_crops(sample_cast(rng, split, rng.choice((1, 1, 2))), rng, size))
 
 
-def _crop_set(folder: Path, described: dict[str, object], jobs: list[Job], made: Maker, workers: int) -> CropSet:
+def _crop_set(folder: Path, described: Mapping[str, object], jobs: list[Job], made: Maker, workers: int) -> CropSet:
     record = folder / "data.json"
-    described = described | {"attributes": list(ATTRIBUTES), "format": 1}
+    described = {**described, "attributes": list(ATTRIBUTES), "format": 1}
     if record.exists():
         if json.loads(record.read_text()) != described:
             raise ValueError(f"{folder} holds another data set; choose another folder or remove it")

@@ -44,11 +44,10 @@ class FaceDetector(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, inner, 1) for width in (third, fourth, fourth))
         self.mixers = nn.ModuleList(nn.Sequential(Separable(inner, inner), Separable(inner, inner)) for _ in STRIDES)
         self.heads = nn.ModuleList(nn.Conv2d(inner, ANCHORS * 15, 1) for _ in STRIDES)
-        for head in self.heads:
-            assert isinstance(head, nn.Conv2d) and head.bias is not None
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-            head.bias.data.view(ANCHORS, 15)[:, 0] = -4.0  # faces are rare
+        for name, value in self.heads.named_parameters():
+            nn.init.normal_(value, std=0.01)
+            if name.endswith("bias"):
+                value.data.view(ANCHORS, 15)[:, 0] = -4.0  # faces are rare
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         features = []
@@ -122,7 +121,8 @@ def train_detector(recipe: DetectorRecipe, data: SceneSet, folder: Path) -> Face
     """Trains from nothing, or loads the detector where `folder` holds the finished training."""
     torch.manual_seed(recipe.seed)
     draw = torch.Generator().manual_seed(recipe.seed)
-    model = FaceDetector().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = FaceDetector().train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     stage = Stage("detector", folder, model, optimizer, recipe.steps, 50, recipe.learning_rate, draw)
 
@@ -133,4 +133,5 @@ def train_detector(recipe: DetectorRecipe, data: SceneSet, folder: Path) -> Face
         return detection_loss(torch.cat(model(pictures), 1), targets)
 
     run(stage, compute)
-    return model.eval()
+    model.eval()
+    return model

@@ -22,7 +22,7 @@ MOSAICS = 0.35
 
 @dataclass(frozen=True)
 class Targets:
-    """Per picture and anchor: `kind` 1 a face, 0 none, -1 not counted; distances [.., 4], offsets [.., 10] in strides."""
+    """Per picture and anchor: `kind` 1 a face, 0 none, -1 not counted; distances [4] and offsets [10] in strides."""
 
     kind: Tensor
     distances: Tensor
@@ -30,7 +30,7 @@ class Targets:
 
 
 def assign(faces: Tensor, clear: Tensor, size: int) -> Targets:
-    """Targets of pictures of `size` with `faces` [n, people, 14] in pixels (NaN: nobody); those not `clear` don't count.
+    """Targets of pictures of `size` with `faces` [n, people, 14] in pixels (NaN: nobody); only `clear` ones count.
 
     A cell takes a face whose centre is within one stride of it; of several the smallest.
     """
@@ -70,7 +70,7 @@ def _assign_anchor(
 
 
 def draw_batch(data: SceneSet, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures uint8 [n, s, s, 3], faces [n, people, 14] and `clear` [n, people]: zoomed, shifted, mirrored, mosaics."""
+    """Pictures uint8 [n, s, s, 3], faces [n, people, 14], `clear` [n, people]: zoomed, mirrored, mosaics."""
     rows = [_mosaic(data, draw) if _chance(draw) < MOSAICS else _zoomed(data, draw) for _ in range(count)]
     most = max(len(faces) for _, faces, _ in rows)
     faces = np.full((count, most, 14), np.nan, np.float32)

@@ -66,7 +66,8 @@ def _write(
         plain, example, dynamo=True, dynamic_shapes=shapes, input_names=inputs, output_names=outputs,
         opset_version=OPSET, optimize=True, verbose=False,
     )  # fmt: skip
-    assert program is not None
+    if program is None:
+        raise RuntimeError(f"torch exported nothing for {file}")
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]

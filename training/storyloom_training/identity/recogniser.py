@@ -6,6 +6,7 @@ attributes of the face, so that what tells people apart is found within a short 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,11 +25,11 @@ EMBEDDING = 512
 
 
 class FaceNet(nn.Module):
-    """A small residual network; its last features are weighted place by place, as in MobileFaceNet (Chen et al., 2018)."""
+    """A small residual network; its last features are weighted place by place, as MobileFaceNet does (Chen, 2018)."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 48, 80, 128), last: int = 224) -> None:
         super().__init__()
-        stages = [Residual(inputs, outputs, 2) for inputs, outputs in zip(widths, widths[1:], strict=False)]
+        stages = [Residual(inputs, outputs, 2) for inputs, outputs in pairwise(widths)]
         self.stem = nn.Conv2d(3, widths[0], 5, 2, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.Sequential(*stages)
@@ -79,8 +80,8 @@ def train_recogniser(
     """Trains `network` (default `FaceNet`), or loads it where `folder` holds the finished training."""
     torch.manual_seed(recipe.seed)
     draw = torch.Generator().manual_seed(recipe.seed)
-    model = Recognition(network or FaceNet(), int(data.who.max()) + 1)
-    model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = Recognition(network or FaceNet(), int(data.who.max()) + 1).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels, who, labels = data.pixels, torch.from_numpy(data.who).long(), torch.from_numpy(data.labels).long()
     first = next(module for module in model.network.modules() if isinstance(module, nn.Conv2d))
     whiten(first, to_input(torch.from_numpy(pixels[: 8 * 200 : 8])))
@@ -107,4 +108,5 @@ def train_recogniser(
         }
 
     run(stage, compute)
-    return model.network.eval()
+    model.eval()
+    return model.network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -66,7 +67,7 @@ def _clear(person: PersonTruth, side: int) -> bool:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Scenes in arrays; `faces` float32 [n, MAX_PEOPLE, 14] and `clear` [n, MAX_PEOPLE], NaN and False where nobody is."""
+    """Scenes in arrays; `faces` float32 [n, MAX_PEOPLE, 14] and `clear` [n, MAX_PEOPLE]: NaN and False are nobody."""
 
     folder: Path
 
@@ -88,6 +89,11 @@ class SceneSet:
 
     def __len__(self) -> int:
         return len(self.faces)
+
+    def scenes(self) -> Iterator[Scene]:
+        for pixels, faces, clear, mask in zip(self.pixels, self.faces, self.clear, self.masks, strict=True):
+            there = ~np.isnan(faces[:, 0])
+            yield Scene(np.asarray(pixels), faces[there], clear[there], np.asarray(mask))
 
 
 def scene_set(folder: Path, split: Split, pictures: int, size: int, seed: int, workers: int) -> SceneSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ class PersonNet(nn.Module):
     def __init__(self, widths: tuple[int, int, int, int] = (16, 32, 64, 96)) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        steps = list(zip(widths, widths[1:], strict=False))
+        steps = list(pairwise(widths))
         self.down = nn.ModuleList(
             nn.Sequential(Separable(inputs, outputs, 2), Separable(outputs, outputs)) for inputs, outputs in steps
         )
@@ -46,7 +47,8 @@ def train_segmenter(recipe: SegmenterRecipe, data: SceneSet, folder: Path) -> Pe
     """Trains from nothing, or loads the segmenter where `folder` holds the finished training."""
     torch.manual_seed(recipe.seed)
     draw = torch.Generator().manual_seed(recipe.seed)
-    model = PersonNet().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = PersonNet().train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     stage = Stage("segmenter", folder, model, optimizer, recipe.steps, 20, recipe.learning_rate, draw)
 
@@ -64,7 +66,8 @@ def train_segmenter(recipe: SegmenterRecipe, data: SceneSet, folder: Path) -> Pe
         return {"loss": entropy + dice, "dice": dice.detach()}
 
     run(stage, compute)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.inference_mode()

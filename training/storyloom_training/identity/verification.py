@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from storyloom_training.identity.blocks import to_input
 from storyloom_training.identity.data import CropSet
@@ -44,10 +44,8 @@ def network_embedder(network: nn.Module) -> Embedder:
 
     @torch.inference_mode()
     def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        batches: list[Tensor] = []
-        for start in range(0, len(crops), 64):
-            batches.append(network(to_input(torch.from_numpy(np.ascontiguousarray(crops[start : start + 64])))))
-        return torch.cat(batches).numpy()
+        batches = [np.ascontiguousarray(crops[start : start + 64]) for start in range(0, len(crops), 64)]
+        return torch.cat([network(to_input(torch.from_numpy(batch))) for batch in batches]).numpy()
 
     return embed
 

@@ -26,8 +26,7 @@ def aligned_face(picture: Pixels, landmarks: Landmarks, size: int = RECOGNISER_S
     from insightface.utils.face_align import estimate_norm
 
     transform = estimate_norm(np.asarray(landmarks, np.float32), RECOGNISER_SIZE) * (size / RECOGNISER_SIZE)
-    crop: Pixels = cv2.warpAffine(picture, transform, (size, size), borderValue=0.0)
-    return crop
+    return np.asarray(cv2.warpAffine(picture, transform, (size, size), borderValue=0.0), np.uint8)
 
 
 def whitened_character(picture: Pixels, mask: Mask, size: int) -> Pixels:

@@ -136,7 +136,7 @@ def _insightface() -> Any:
         import insightface.app
     except ImportError as error:
         raise EncodersError(
-            f"faces need insightface, which can't be imported ({error}); install it: pip install 'storyloom[identity]'. "
+            f"faces need insightface, which can't be imported ({error}); pip install 'storyloom[identity]'. "
             "Where libGL is what it lacks: pip install opencv-python-headless"
         ) from error
     return insightface.app

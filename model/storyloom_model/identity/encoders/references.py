@@ -110,7 +110,7 @@ def nearest_to(face: Face, faces: Sequence[Face], people: Mask) -> Mask:
     columns = np.arange(people.shape[1])
     distances = np.stack([np.abs(columns - other.centre[0]) / max(other.size, 1.0) for other in faces])
     own = np.abs(columns - face.centre[0]) / max(face.size, 1.0) <= distances.min(0)
-    return people & own
+    return np.asarray(people & own)
 
 
 def encoders_fingerprint(folders: Sequence[Path]) -> str:

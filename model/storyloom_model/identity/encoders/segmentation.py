@@ -33,7 +33,7 @@ class Segmenter(Protocol):
 
 
 class BuiltInSegmenter:
-    """A small network in ONNX: pictures [n, 3, h, w] in [-1, 1], sides multiples of 16, to probabilities [n, 1, h, w]."""
+    """A small network in ONNX: pictures [n, 3, h, w] in [-1, 1], sides of 16 k, to probabilities [n, 1, h, w]."""
 
     SIDE = 192
 
@@ -70,7 +70,7 @@ class SemanticSegmenter:
 
 
 class UniversalSegmenter:
-    """A mask-classifying model of transformers (Mask2Former, MaskFormer, OneFormer's kin) with a class called person."""
+    """A mask-classifying model of transformers (Mask2Former, MaskFormer, ...) with a class called person."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import AutoModelForUniversalSegmentation
