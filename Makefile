@@ -7,7 +7,8 @@ RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality \
-        quality-reader overlap windows simulation bench-server overhead soak train-mini clean
+        quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
+        quality-judge clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -91,6 +92,12 @@ simulation: $(VENV)/.dev  ## the scheduler against one story at a time and reque
 
 train-mini: $(VENV)/.dev  ## train the built-in model; RECIPE=mini-256: 256x256 on a GPU; START=PACKAGE: train on from it
 	$(BIN)/python -m storyloom_training $(RECIPE) --folder $(RUN) $(if $(START),--start $(START))
+
+train-identity-encoders: $(VENV)/.dev  ## train what looks at references: faces, image encoder, segmenter
+	@$(BIN)/python -m storyloom_training.identity
+
+quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
+	@$(BIN)/python -m benchmarks.quality.judge_training
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

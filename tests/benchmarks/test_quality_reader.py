@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks.quality import reader as training
 from benchmarks.quality.attributes import HEADS, VISIBLE
-from storyloom_training.muon import orthogonal
 from benchmarks.quality.network import AttributeNet, Reader, to_input, whiten
+from storyloom_training.muon import orthogonal
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
 

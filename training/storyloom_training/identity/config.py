@@ -65,7 +65,7 @@ class DetectorRecipe:
 class SegmenterRecipe:
     """Trains on the detector's scenes."""
 
-    steps: int = 400
+    steps: int = 260
     batch: int = 16
     learning_rate: float = 5e-3
     seed: int = 0

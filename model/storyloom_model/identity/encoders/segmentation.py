@@ -92,6 +92,9 @@ class UniversalSegmenter:
 class GroundedSegmenter:
     """SAM on the boxes that Grounding DINO finds for a phrase."""
 
+    LEAST = 0.3
+    """Score of a box to count, of the detector for the whole phrase."""
+
     def __init__(self, detector: Path, sam: Path, device: str = "cpu", phrase: str = "a person.") -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 
@@ -102,18 +105,20 @@ class GroundedSegmenter:
         self._phrase = phrase
 
     @torch.inference_mode()
-    def people(self, picture: Pixels) -> Mask:
+    def people(self, picture: Pixels, least: float = LEAST) -> Mask:
         height, width = picture.shape[:2]
         image = Image.fromarray(picture)
         inputs = self._reader(images=image, text=self._phrase, return_tensors="pt").to(self._detector.device)
         (found,) = self._reader.post_process_grounded_object_detection(
-            self._detector(**inputs), inputs.input_ids, target_sizes=[(height, width)]
+            self._detector(**inputs), inputs.input_ids, threshold=least, target_sizes=[(height, width)]
         )
         if not len(found["boxes"]):
             return np.zeros((height, width), np.bool_)
-        return self._inside(image, found["boxes"].cpu())
+        return self.inside(image, found["boxes"].cpu())
 
-    def _inside(self, image: Image.Image, boxes: torch.Tensor) -> Mask:
+    @torch.inference_mode()
+    def inside(self, image: Image.Image, boxes: torch.Tensor) -> Mask:
+        """What SAM takes for the things in boxes [n, 4] (left, top, right, bottom), together."""
         inputs = self._prompter(image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self._sam.device)
         output = self._sam(**inputs, multimask_output=False)
         (masks,) = self._prompter.image_processor.post_process_masks(

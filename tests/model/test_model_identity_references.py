@@ -1,0 +1,165 @@
+"""References through the built-in package's encoders: what is taken of them, and what is said of them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from storyloom_model.identity.encoders.checks import choose_face, judge_face, turn
+from storyloom_model.identity.encoders.faces import Face
+from storyloom_model.identity.encoders.pictures import ReferenceProblem
+from storyloom_model.identity.encoders.references import ReferenceEncoder, nearest_to
+from storyloom_model.identity.features import Reference
+from storyloom_training.storydb.groups import FrameRecord, Group, Split, sample_group
+from storyloom_training.storydb.picture import Picture, render
+
+PACKAGE = Path(__file__).resolve().parents[2] / "weights/storyloom-mini"
+FRONT = np.array([[40, 50], [70, 50], [55, 65], [44, 80], [66, 80]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ReferenceEncoder:
+    return ReferenceEncoder.load(PACKAGE / "faces", PACKAGE / "image_encoder", PACKAGE / "segmenter")
+
+
+def rendered(people: int = 1, size: int = 192, framing: str = "portrait", index: int = 3) -> Picture:
+    group = sample_group(Split.TEST, index, people=people, frames=1)
+    frame = FrameRecord("beach", "day", framing, ("standing",) * people, ("smile",) * people, 5)
+    return render(Group(Split.TEST, index, group.cast, (frame,)), 0, size)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_portrait_gives_all_features(encoder: ReferenceEncoder) -> None:
+    features, notes = encoder.encode([Reference(png(rendered().image))])
+    (found,) = features.references
+    assert notes == []
+    assert found.face is not None
+    assert found.face.shape == (512,)
+    assert np.linalg.norm(found.face) == pytest.approx(1, abs=1e-5)
+    image = encoder.image
+    for states, embedding in (
+        (found.face_states, found.face_embedding), (found.character_states, found.character_embedding)
+    ):  # fmt: skip
+        assert states is not None
+        assert embedding is not None
+        assert states.shape == (image.tokens, image.width)
+        assert embedding.shape == (image.projection,)
+    assert features.encoders == encoder.fingerprint
+
+
+def test_features_survive_the_journal(encoder: ReferenceEncoder) -> None:
+    features, _ = encoder.encode([Reference(png(rendered().image))])
+    again = type(features).from_bytes(features.to_bytes())
+    np.testing.assert_array_equal(again.references[0].face_states, features.references[0].face_states)
+
+
+def test_a_picture_without_a_face_is_a_problem_that_names_the_reference(encoder: ReferenceEncoder) -> None:
+    empty = np.full((128, 128, 3), 200, np.uint8)
+    with pytest.raises(ReferenceProblem, match=r"^reference 2: no face was found; use a picture"):
+        encoder.encode([Reference(png(rendered().image)), Reference(png(empty))])
+
+
+def test_with_a_mask_a_character_without_a_face_is_taken(encoder: ReferenceEncoder) -> None:
+    empty = np.full((128, 128, 3), 200, np.uint8)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[30:100, 40:90] = 255
+    features, notes = encoder.encode([Reference(png(empty), png(mask))])
+    assert notes == ["no face was found: only what the mask shows is taken over"]
+    assert features.references[0].face is None
+    assert features.references[0].character_states is not None
+
+
+def test_of_two_people_one_is_taken_and_told_and_a_mask_chooses(encoder: ReferenceEncoder) -> None:
+    picture = rendered(people=2)
+    features, notes = encoder.encode([Reference(png(picture.image))])
+    assert len(notes) == 1
+    assert notes[0].startswith("2 faces were found: the largest near the middle was taken, at (")
+    chosen = []
+    for person in picture.people:
+        found, said = encoder.encode([Reference(png(picture.image), png(person.mask.astype(np.uint8) * 255))])
+        assert "the one in the mask" in said[0]
+        chosen.append(found.references[0].face)
+    assert chosen[0] is not None
+    assert chosen[1] is not None
+    assert float(chosen[0] @ chosen[1]) < 0.7
+    assert max(float(features.references[0].face @ face) for face in chosen) > 0.99  # type: ignore[operator]
+
+
+def test_clothes_are_seen_without_a_face(encoder: ReferenceEncoder) -> None:
+    features, _ = encoder.encode([Reference(png(rendered().image), role="clothes")])
+    (found,) = features.references
+    assert found.role == "clothes"
+    assert found.face is None
+    assert found.face_states is None
+    assert found.character_states is not None
+
+
+def test_a_blurred_face_is_noted_and_a_sharp_one_is_not(encoder: ReferenceEncoder) -> None:
+    sharp = rendered(framing="close-up")
+    soft = Image.fromarray(sharp.image).filter(ImageFilter.GaussianBlur(5))
+    _, notes = encoder.encode([Reference(png(np.asarray(soft)))])
+    assert any("blurred" in note for note in notes)
+    assert encoder.encode([Reference(png(sharp.image))])[1] == []
+
+
+def face_of(landmarks: NDArray[np.float32], size: float = 60) -> Face:
+    return Face((30, 30, 30 + size, 30 + size), landmarks, 0.9, np.zeros(512, np.float32))
+
+
+def test_a_face_from_the_side_is_noted_however_the_head_is_tilted() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
+    side = FRONT.copy()
+    side[2, 0] += 14
+    angle = np.radians(25)
+    tilt = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
+    assert turn(face_of(FRONT @ tilt)) == pytest.approx(0, abs=1e-5)
+    assert turn(face_of(side @ tilt)) == pytest.approx(turn(face_of(side)), abs=1e-5)
+    assert judge_face(picture, face_of(FRONT)) == []
+    assert any("from the side" in note for note in judge_face(picture, face_of(side)))
+
+
+def test_tiny_faces_are_a_problem_and_small_ones_a_note() -> None:
+    with pytest.raises(ReferenceProblem, match="only 9 pixels wide"):
+        choose_face([face_of(FRONT, 9)], None)
+    _, notes = choose_face([face_of(FRONT, 20)], None)
+    assert notes == ["the face is only 20 pixels wide: a larger one is recognised better"]
+
+
+def test_people_are_told_apart_by_whose_face_is_nearer() -> None:
+    left, right = (replace(face_of(FRONT, 20), box=(x, 10, x + 20, 30)) for x in (10.0, 70.0))
+    people = np.ones((40, 100), np.bool_)
+    own = nearest_to(left, [left, right], people)
+    assert own[:, :49].all()
+    assert not own[:, 52:].any()
+    assert nearest_to(left, [left], people).all()
+
+
+def test_without_a_segmenter_the_character_needs_a_mask(encoder: ReferenceEncoder) -> None:
+    picture = rendered()
+    alone = replace(encoder, segmenter=None)
+    features, _ = alone.encode([Reference(png(picture.image))])
+    assert features.references[0].face is not None
+    assert features.references[0].character_states is None
+    mask = png(picture.people[0].mask.astype(np.uint8) * 255)
+    features, _ = alone.encode([Reference(png(picture.image), mask)])
+    assert features.references[0].character_states is not None
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path, encoder: ReferenceEncoder) -> None:
+    from storyloom_model.identity.encoders.references import encoders_fingerprint
+
+    parts = [PACKAGE / "faces", PACKAGE / "image_encoder", PACKAGE / "segmenter"]
+    assert encoders_fingerprint(parts) == encoder.fingerprint
+    (tmp_path / "other.onnx").write_bytes(b"other")
+    assert encoders_fingerprint([tmp_path, *parts[1:]]) != encoder.fingerprint

@@ -1,0 +1,162 @@
+"""Segmenters of every kind, on tiny random models of the published forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from storyloom_model.identity.encoders.errors import EncodersError
+from storyloom_model.identity.encoders.segmentation import (
+    GroundedSegmenter,
+    SemanticSegmenter,
+    UniversalSegmenter,
+    load_segmenter,
+)
+
+CLASSES = {0: "wall", 1: "person", 2: "tree"}
+NAMES = {"id2label": CLASSES, "label2id": {name: index for index, name in CLASSES.items()}}
+SIDE = {"height": 64, "width": 64}
+
+
+@pytest.fixture
+def picture() -> NDArray[np.uint8]:
+    """Of another size and shape than models take."""
+    return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+def swin(**settings: object) -> object:
+    from transformers import SwinConfig
+
+    return SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64, **settings
+    )  # fmt: skip
+
+
+def segformer(folder: Path, classes: dict[str, object] = NAMES) -> Path:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    config = SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3],
+        strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, **classes,
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size=SIDE).save_pretrained(folder)
+    return folder
+
+
+def test_semantic_models_say_where_their_person_class_wins(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
+
+    torch.manual_seed(0)
+    segmenter = load_segmenter(segformer(tmp_path))
+    assert isinstance(segmenter, SemanticSegmenter)
+    mask = segmenter.people(picture)
+    network = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    processor = SegformerImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        output = network(**processor(images=Image.fromarray(picture), return_tensors="pt"))
+    (classes,) = processor.post_process_semantic_segmentation(output, target_sizes=[(60, 80)])
+    assert mask.shape == (60, 80)
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, (classes == 1).numpy())
+
+
+def test_universal_models_are_told_by_their_architecture(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    torch.manual_seed(0)
+    backbone = swin(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=4, num_labels=3,
+        common_stride=4, **NAMES,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(size=SIDE).save_pretrained(tmp_path)
+    segmenter = load_segmenter(tmp_path)
+    assert isinstance(segmenter, UniversalSegmenter)
+    assert segmenter.people(picture).shape == (60, 80)
+
+
+@pytest.fixture
+def grounded(tmp_path: Path) -> Path:
+    """A folder with a tiny Grounding DINO and a tiny SAM."""
+    _save_sam(tmp_path / "sam")
+    _save_grounding_dino(tmp_path / "grounding_dino")
+    return tmp_path
+
+
+def _save_sam(folder: Path) -> None:
+    import transformers as t
+
+    vision = t.SamVisionConfig(
+        hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16,
+        mlp_dim=32, global_attn_indexes=[1], window_size=2,
+    )  # fmt: skip
+    prompts = t.SamPromptEncoderConfig(hidden_size=8, image_size=64, patch_size=16, mask_input_channels=4)
+    masks = t.SamMaskDecoderConfig(
+        hidden_size=8, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8
+    )
+    config = t.SamConfig(
+        vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(), mask_decoder_config=masks.to_dict()
+    )
+    t.SamModel(config).save_pretrained(folder)
+    small = {"longest_edge": 16}
+    images = t.SamImageProcessor(
+        size={"longest_edge": 64}, pad_size=SIDE, mask_size=small, mask_pad_size={"height": 16, "width": 16}
+    )
+    t.SamProcessor(images).save_pretrained(folder)
+
+
+def _save_grounding_dino(folder: Path) -> None:
+    import transformers as t
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "person", ".", "?"]
+    tokenizer = t.BertTokenizerFast(vocab={word: index for index, word in enumerate(words)})
+    text = t.BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config = t.GroundingDinoConfig(
+        backbone_config=swin(out_features=["stage2", "stage3", "stage4"], out_indices=[2, 3, 4]), text_config=text,
+        num_queries=6, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16, d_model=32,
+        encoder_attention_heads=2, decoder_attention_heads=2, num_feature_levels=4, max_text_len=16,
+    )  # fmt: skip
+    t.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    images = t.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    t.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+
+
+def test_grounded_segmentation_finds_nobody_where_the_detector_finds_no_box(
+    grounded: Path, picture: NDArray[np.uint8]
+) -> None:
+    segmenter = load_segmenter(grounded)
+    assert isinstance(segmenter, GroundedSegmenter)
+    assert segmenter.people(picture, least=1.1).sum() == 0
+
+
+def test_grounded_segmentation_unites_the_masks_of_all_boxes(grounded: Path, picture: NDArray[np.uint8]) -> None:
+    segmenter = load_segmenter(grounded)
+    assert isinstance(segmenter, GroundedSegmenter)
+    mask = segmenter.people(picture, least=0.0)
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0], [1.0, 1.0, 9.0, 9.0]])
+    image = Image.fromarray(picture)
+    both = segmenter.inside(image, boxes)
+    alone = [segmenter.inside(image, boxes[index : index + 1]) for index in (0, 1)]
+    assert mask.shape == both.shape == (60, 80)
+    np.testing.assert_array_equal(both, alone[0] | alone[1])
+
+
+def test_a_model_without_a_person_class_is_refused(tmp_path: Path) -> None:
+    classes = {"id2label": {0: "wall", 1: "personal computer"}, "label2id": {"wall": 0, "personal computer": 1}}
+    with pytest.raises(EncodersError, match="no person"):
+        load_segmenter(segformer(tmp_path, classes))
+
+
+def test_an_empty_folder_is_no_segmenter(tmp_path: Path) -> None:
+    with pytest.raises(EncodersError, match=r"segmenter\.onnx"):
+        load_segmenter(tmp_path)
