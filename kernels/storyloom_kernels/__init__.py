@@ -11,7 +11,7 @@ from storyloom_kernels.functional import (
 )
 from storyloom_kernels.implementations import Implementation
 from storyloom_kernels.layout import GroupLayout
-from storyloom_kernels.reference import attention_maps
+from storyloom_kernels.reference import attention_maps, identity_maps
 
 __all__ = [
     "ForegroundMethod",
@@ -24,6 +24,7 @@ __all__ = [
     "foreground",
     "group_norm_silu",
     "identity_cross_attention",
+    "identity_maps",
     "normalise_maps",
     "union",
 ]

@@ -171,6 +171,32 @@ def identity_streams(
         begin = end
 
 
+def identity_maps(q: Tensor, id_k: Tensor, stream_ends: Tensor, blocks: Tensor) -> Tensor:
+    """How much of the identity attention goes to each block of tokens, to train with (StoryMaker's attention loss).
+
+    The probability of each token within its stream, averaged over heads and summed over the block's tokens. Softmax and
+    sums run in float32 at least. Differentiable in ``q`` and ``id_k``.
+
+    Args:
+        q: [R, H, N, d].
+        id_k, stream_ends: see ``identity_cross_attention``.
+        blocks: [R, B, S], bool or number, non-zero where a token belongs to a block.
+
+    Returns:
+        [R, B, N], float32 (float64 for float64 input); in [0, 1] where each block lies within one stream.
+    """
+    rows, _, positions, _ = q.shape
+    tokens = id_k.shape[2]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if blocks.ndim != 3 or (blocks.shape[0], blocks.shape[2]) != (rows, tokens):
+        raise ValueError(f"blocks must be [{rows}, B, {tokens}]; got {list(blocks.shape)}")
+    everywhere = torch.ones(stream_ends.shape, dtype=wide, device=q.device)
+    probabilities = q.new_zeros(rows, positions, tokens, dtype=wide)
+    for seen, filled in identity_streams(tokens, stream_ends, everywhere, None, wide):
+        probabilities = probabilities + filled[:, 0] * _probabilities(q, id_k, seen).mean(dim=1)
+    return torch.matmul((blocks != 0).to(wide), probabilities.transpose(-1, -2))
+
+
 def check_identity(
     q: Tensor,
     k: Tensor,

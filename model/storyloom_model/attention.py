@@ -1,4 +1,4 @@
-"""Auto-mask self-attention (AMSA) of Storynizor, as attention processors of a diffusers UNet.
+"""Auto-mask self-attention (AMSA) of Storynizor and identity streams, as attention processors of a diffusers UNet.
 
 The processors hold no state. All that a pass needs and leaves behind is in an ``AttentionPass``, handed to the UNet as
 ``cross_attention_kwargs={"story": story}``; without one the processors do what diffusers does. ``"text"`` beside it
@@ -15,7 +15,15 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyloom_kernels import GroupLayout, cross_attention_with_maps, cross_frame_attention
+from storyloom_kernels import (
+    GroupLayout,
+    cross_attention_with_maps,
+    cross_frame_attention,
+    identity_cross_attention,
+    identity_maps,
+)
+from storyloom_model.identity.regions import shares, stream_regions
+from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
 
 TextKeysValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
@@ -29,6 +37,9 @@ class AttentionPass:
     layer that has none before it takes them from ``first_mask`` if given, else from ``previous_maps`` if given, else
     its frames see only themselves.
 
+    Identity streams act in the regions of the characters that they belong to. A cross-attention layer takes these from
+    the same maps; where there are none, the characters of a row share it alike.
+
     Args:
         layout: the groups of the R rows, also as ``GroupLayout.bounds``: a captured graph then serves other groups.
         latent_size: height and width of the latents.
@@ -40,6 +51,8 @@ class AttentionPass:
         previous_maps: [S, K, h, w], ``average_maps()`` of the step before; 0 for rows that have none.
         first_mask: [S, h, w], the true foreground, to train with.
         rule: how maps become masks.
+        identity: streams of the R rows; None: the text alone says what is seen.
+        region_masks: [S, K, h, w], where the characters truly are, in place of all maps, to train streams with.
     """
 
     def __init__(
@@ -54,16 +67,22 @@ class AttentionPass:
         previous_maps: Tensor | None = None,
         first_mask: Tensor | None = None,
         rule: ForegroundRule | None = None,
+        identity: IdentityStreams | None = None,
+        region_masks: Tensor | None = None,
     ) -> None:
         self.layout = layout
         self.latent_size = latent_size
         self.token_mask = token_mask
+        self.identity = identity
+        self.identity_maps: list[LayerMap] = []
+        """Where the streams have blocks, of every cross-attention layer that has run: [R, B, N], with gradient."""
         self._source_of_row = source_of_row
         self._on = on
         self._sources = sources
         self._previous_maps = previous_maps
         self._first_mask = first_mask
         self._rule = rule or ForegroundRule()
+        self._region_masks = region_masks
         self._stack = MapStack()
 
     @property
@@ -101,6 +120,27 @@ class AttentionPass:
             return None
         return masks[self._source_of_row] & self._on
 
+    @torch.no_grad()
+    def regions(self, positions: int) -> Tensor | None:
+        """Where each identity stream acts in a cross-attention layer: [R, C, N], or None where all act everywhere."""
+        if self.identity is None or self.identity.owner is None:
+            return None
+        size = layer_size(self.latent_size, positions)
+        present = (self.token_mask if self._sources is None else self.token_mask[self._sources]).ne(0).any(dim=-1)
+        if self._region_masks is not None:
+            maps = F.adaptive_avg_pool2d(self._region_masks.float(), size)
+        elif self._stack.layers:
+            maps = self._stack.average(size)
+        elif self._previous_maps is not None:
+            maps = resize(self._previous_maps, size)
+        else:
+            maps = torch.zeros(*present.shape, *size, device=present.device)
+        return stream_regions(shares(maps.flatten(2), present)[self._source_of_row], self.identity.owner)
+
+    def record_identity(self, maps: Tensor) -> None:
+        """Takes how much attention each block of identity tokens gets in a cross-attention layer, [R, B, N]."""
+        self.identity_maps.append(LayerMap(maps, layer_size(self.latent_size, maps.shape[-1])))
+
 
 class StoryAttention(AttentionPass):
     """One UNet pass over R rows, said in groups and numbers.
@@ -114,7 +154,7 @@ class StoryAttention(AttentionPass):
         cross_frame: False switches attention across frames off, for all groups or for each.
         mask_rows: for each row, the row whose maps give its masks; None: each row its own. The S rows that are named
             here, in ascending order, are the source rows.
-        rule: how maps become masks.
+        rule, identity, region_masks: see ``AttentionPass``.
 
     Raises:
         ValueError: something does not fit the layout.
@@ -131,6 +171,8 @@ class StoryAttention(AttentionPass):
         cross_frame: bool | Sequence[bool] = True,
         mask_rows: Sequence[int] | None = None,
         rule: ForegroundRule | None = None,
+        identity: IdentityStreams | None = None,
+        region_masks: Tensor | None = None,
     ) -> None:
         switches = [cross_frame] * len(layout.frames) if isinstance(cross_frame, bool) else list(cross_frame)
         rows = list(range(layout.rows)) if mask_rows is None else list(mask_rows)
@@ -140,7 +182,10 @@ class StoryAttention(AttentionPass):
                 f"token_mask, {len(rows)} mask_rows and {len(switches)} switches"
             )
         sources = sorted(set(rows))
-        for name, given in (("previous_maps", previous_maps), ("first_mask", first_mask)):
+        if identity is not None and len(identity.ends) != layout.rows:
+            raise ValueError(f"the layout has {layout.rows} rows; got identity streams of {len(identity.ends)}")
+        per_source = {"previous_maps": previous_maps, "first_mask": first_mask, "region_masks": region_masks}
+        for name, given in per_source.items():
             if given is not None and (given.shape[0], *given.shape[-2:]) != (len(sources), *latent_size):
                 raise ValueError(f"{name} must have {len(sources)} rows of {latent_size}; got {list(given.shape)}")
         device = token_mask.device
@@ -155,6 +200,8 @@ class StoryAttention(AttentionPass):
             previous_maps=previous_maps,
             first_mask=first_mask,
             rule=rule,
+            identity=identity,
+            region_masks=region_masks,
         )
 
 
@@ -183,7 +230,7 @@ class StorySelfAttention:
 
 
 class StoryCrossAttention:
-    """Text cross-attention, unchanged, that leaves the characters' maps behind.
+    """Text cross-attention, unchanged, that leaves the characters' maps behind; identity streams add what they say.
 
     Args:
         layer: its place among the UNet's cross-attention layers.
@@ -210,9 +257,21 @@ class StoryCrossAttention:
         k, v = (_heads(attn, one) for one in projected)
         if story is None:
             return _output(attn, F.scaled_dot_product_attention(q, k, v))
-        out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
+        if story.identity is None:
+            out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
+        else:
+            out, maps = self._with_identity(attn, q, k, v, story, story.identity)
         story.record(maps)
         return _output(attn, out)
+
+    def _with_identity(
+        self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, story: AttentionPass, identity: IdentityStreams
+    ) -> tuple[Tensor, Tensor]:
+        id_k, id_v = (_heads(attn, one) for one in identity.keys_values[self._layer])
+        if identity.blocks is not None:
+            story.record_identity(identity_maps(q, id_k, identity.ends, identity.blocks))
+        region = story.regions(q.shape[2])
+        return identity_cross_attention(q, k, v, id_k, id_v, identity.ends, identity.scale, region, story.token_mask)
 
 
 def install_story_attention(unet: Any) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storyloom_kernels.reference import cross_attention_with_maps, identity_cross_attention
+from storyloom_kernels.reference import cross_attention_with_maps, identity_cross_attention, identity_maps
 from storyloom_kernels.tuning import Tiles
 from tests.kernels.launchers import DEVICE, launchers
 from tests.kernels.poison import poisoned_memory
@@ -304,3 +304,18 @@ def test_any_strides_and_scores_far_below_zero(kernels: Any) -> None:
         d_maps=case.d_maps[..., :1].expand_as(case.d_maps),
     )
     check_kernels(kernels, odd, atol=1e-3, rtol=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=sizes(rows=2, positions=3, tokens=5, packed=7))
+def test_maps_of_identity_tokens_are_what_a_loop_finds(size: Sizes) -> None:
+    case = size.case(width=8)
+    blocks = torch.rand(case.q.shape[0], 2, case.id_k.shape[2], generator=torch.Generator().manual_seed(1)) > 0.5
+    expected = torch.zeros(case.q.shape[0], 2, case.q.shape[2], dtype=torch.float64)
+    for row, ends in enumerate(case.stream_ends.tolist()):
+        for begin, end in pairwise([0, *ends]):
+            for head in range(case.q.shape[1]):
+                scores = case.q[row, head] @ case.id_k[row, head, begin:end].T / math.sqrt(case.q.shape[-1])
+                found = scores.softmax(-1) @ blocks[row, :, begin:end].double().T
+                expected[row] += found.T / case.q.shape[1]
+    torch.testing.assert_close(identity_maps(case.q, case.id_k, case.stream_ends, blocks), expected)

@@ -31,7 +31,8 @@ class CharacterIdentity:
 class Stream:
     """Tokens that share one softmax of the identity cross-attention.
 
-    ``tokens`` is [n, D]. ``owner`` is the character in whose region the stream acts; None: everywhere.
+    ``tokens`` is [n, D]. ``owner`` is the character in whose region the stream acts; None: everywhere. ``scale`` is
+    what the maker wants it to count, those of its characters included; the adapter's own multiplies it.
     """
 
     tokens: Tensor

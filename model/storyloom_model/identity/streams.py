@@ -1,0 +1,91 @@
+"""Identity streams of the rows of a UNet pass, from lists of streams to the tensors that its layers take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from storyloom_model.identity.adapter import LayerProjections, Stream
+
+EVERYWHERE = -1
+"""Stands where the place of a stream's owner would: it acts in the whole picture."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IdentityStreams:
+    """Identity streams of the R rows of a pass. S tokens and C streams a row, as of the row that has most.
+
+    ``keys_values`` are those of every cross-attention layer in the UNet's order, [R, S, width] each. ``ends`` is int32
+    [R, C], one past the last token of each stream; ``scale`` is float32 [R, C]. ``owner`` is int64 [R, C], the place of
+    the character in whose region the stream acts, or ``EVERYWHERE``; None says that of all streams. ``blocks``, to
+    train with, is [R, B, S], non-zero where a token belongs to a block: the pass then keeps how much attention each
+    block gets (``AttentionPass.identity_maps``).
+    """
+
+    keys_values: Sequence[tuple[Tensor, Tensor]]
+    ends: Tensor
+    scale: Tensor
+    owner: Tensor | None = None
+    blocks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedStreams:
+    """Streams of R rows before any layer has seen them: ``tokens`` [R, S, D]; the rest as of ``IdentityStreams``."""
+
+    tokens: Tensor
+    ends: Tensor
+    scale: Tensor
+    owner: Tensor
+
+    def project(self, layers: Sequence[LayerProjections], blocks: Tensor | None = None) -> IdentityStreams:
+        """The keys and values that the layers make of the tokens; differentiable in both."""
+        keys_values = tuple((F.linear(self.tokens, one.to_k), F.linear(self.tokens, one.to_v)) for one in layers)
+        return IdentityStreams(keys_values, self.ends, self.scale, self.owner, blocks)
+
+
+def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *, scale: float = 1.0) -> PackedStreams:
+    """Puts the streams of rows together; differentiable in the tokens.
+
+    Args:
+        rows: the streams of each row, any number of any length, none included; at least one row has one.
+        characters: names in the order of the pass's token mask.
+        scale: multiplies that of every stream.
+
+    Raises:
+        ValueError: no row has a stream, or one belongs to nobody among the characters.
+    """
+    filled = [streams for streams in rows if streams]
+    if not filled:
+        raise ValueError("there is no stream in any row; leave identities out of the pass")
+    places: dict[str | None, int] = {name: place for place, name in enumerate(characters)} | {None: EVERYWHERE}
+    strangers = {one.owner for streams in filled for one in streams} - places.keys()
+    if strangers:
+        raise ValueError(f"streams belong to {sorted(map(str, strangers))}, who are not among {list(characters)}")
+    like = filled[0][0].tokens
+    longest, count = max(map(_length, filled)), max(map(len, filled))
+    tokens, ends, scales, owners = [], [], [], []
+    for streams in rows:
+        own = torch.cat([like.new_zeros(0, like.shape[1]), *(one.tokens for one in streams)])
+        tokens.append(F.pad(own, (0, 0, 0, longest - len(own))))
+        missing = count - len(streams)
+        reached = list(accumulate((len(one.tokens) for one in streams), initial=0))
+        # A stream that ends where the one before it does has no tokens.
+        ends.append(reached[1:] + [len(own)] * missing)
+        scales.append([scale * one.scale for one in streams] + [0.0] * missing)
+        owners.append([places[one.owner] for one in streams] + [EVERYWHERE] * missing)
+    return PackedStreams(
+        torch.stack(tokens),
+        torch.tensor(ends, dtype=torch.int32, device=like.device),
+        torch.tensor(scales, device=like.device),
+        torch.tensor(owners, device=like.device),
+    )
+
+
+def _length(streams: Sequence[Stream]) -> int:
+    return sum(len(one.tokens) for one in streams)
