@@ -17,7 +17,10 @@ from storyloom_model.batch import UNetCall
 from storyloom_model.components import Components
 from storyloom_model.denoiser import DEFAULT_OPTIONS, Denoiser
 from storyloom_model.execution import ExecutionOptions
+from storyloom_model.identity.adapter import IdentityAdapter
+from storyloom_model.low_rank import Changes
 from storyloom_model.package import ModelPackage
+from storyloom_model.variants import Variant
 
 
 class OnnxDenoiser(Denoiser):
@@ -70,9 +73,17 @@ class OnnxDenoiser(Denoiser):
     def _call_of(self, unet: OnnxUNet) -> UNetCall:
         return unet
 
-    def _text_keys_values(self, adapter: str | None, text: Tensor) -> TextKeysValues:
+    def _text_keys_values(self, variant: Variant, text: Tensor) -> TextKeysValues:
         """None: the graphs make them of the text."""
         return ()
+
+    def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
+        """None: the graphs have no identity streams. Jobs that want them are refused."""
+        return {}
+
+    def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
+        """None: the weights are in the graphs. Jobs that want them are refused."""
+        return {}
 
 
 def load_sessions(package: ModelPackage, artefact: Artefact, device: torch.device) -> Components:

@@ -122,8 +122,8 @@ class AttentionPass:
 
     @torch.no_grad()
     def regions(self, positions: int) -> Tensor | None:
-        """Where each identity stream acts in a cross-attention layer: [R, C, N], or None where all act everywhere."""
-        if self.identity is None or self.identity.owner is None:
+        """Where each identity stream acts in a cross-attention layer: [R, C, N]; None where there is none."""
+        if self.identity is None:
             return None
         size = layer_size(self.latent_size, positions)
         present = (self.token_mask if self._sources is None else self.token_mask[self._sources]).ne(0).any(dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import AttentionPass
+from storyloom_model.identity.streams import IdentityStreams, join_streams
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.state import StoryState
 
@@ -23,10 +24,15 @@ _PER_SOURCE = ("attention.sources", "attention.previous_maps")
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Rows and characters that a call is padded to, so that calls of different stories have the same shapes."""
+    """What a call is padded to, so that calls of different stories have the same shapes.
+
+    ``identity_tokens`` and ``streams`` are those of a row; they count only where some story has identities.
+    """
 
     rows: int
     cast: int
+    identity_tokens: int = 0
+    streams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,13 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
     Args:
         unet: with ``install_story_attention``.
         rule: how maps become masks.
-        inputs: of R rows; those whose names begin with "attention." are there if any story needs them.
+        inputs: of R rows; those whose names begin with "attention." or "identity." are there if any story needs them.
 
     Returns:
         "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
     """
     latents = inputs["latents"]
-    layers = sum(name.startswith("key.") for name in inputs)
-    options: dict[str, Any] = {"text": [(inputs[f"key.{layer}"], inputs[f"value.{layer}"]) for layer in range(layers)]}
+    options: dict[str, Any] = {"text": _keys_values(inputs)}
     if "attention.bounds" in inputs:
         options["story"] = AttentionPass(
             inputs["attention.bounds"],
@@ -80,6 +85,7 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
             sources=inputs.get("attention.sources"),
             previous_maps=inputs.get("attention.previous_maps"),
             rule=rule,
+            identity=_streams(inputs),
         )
     values: Tensor = unet(
         latents,
@@ -103,16 +109,18 @@ def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
     for layer, of_stories in enumerate(zip(*(state.text_keys_values for state in states), strict=True)):
         inputs[f"key.{layer}"] = _joined([keys for keys, _ in of_stories])
         inputs[f"value.{layer}"] = _joined([values for _, values in of_stories])
-    if any(state.crosses_frames for state in states):
+    if any(state.uses_maps for state in states):
         inputs |= {f"attention.{name}": value for name, value in _attention(states, device).items()}
+    if any(state.identity is not None for state in states):
+        inputs |= _identity(states)
     return inputs
 
 
 def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     """Grows what ``collate`` made to a capacity. The rows added are groups of their own and show nothing.
 
-    Shapes then depend only on the capacity and on whether any story has attention across frames: there are as many
-    source rows as rows, and maps of a step before even where there was none, which are 0.
+    Shapes then depend only on the capacity, on whether any story has attention across frames, and on whether any has
+    identities: there are as many source rows as rows, and maps of a step before even where there was none, which are 0.
     """
     latents = inputs["latents"]
     rows, missing = len(latents), capacity.rows - len(latents)
@@ -125,10 +133,11 @@ def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     maps = inputs.get("attention.previous_maps", no_maps)
     own = torch.arange(rows, capacity.rows, device=latents.device)
     grown["attention.bounds"][rows:] = torch.stack([own, own + 1], dim=1)
-    grown["attention.token_mask"] = _pad_cast(grown["attention.token_mask"], capacity.cast)
+    grown["attention.token_mask"] = _wider(grown["attention.token_mask"], capacity.cast)
     grown["attention.sources"] = _grow(sources, capacity.rows)
-    grown["attention.previous_maps"] = _pad_cast(_grow(maps, capacity.rows), capacity.cast)
-    return grown
+    grown["attention.previous_maps"] = _wider(_grow(maps, capacity.rows), capacity.cast)
+    streams = _streams(grown)
+    return grown if streams is None else grown | _flat(streams.padded(capacity.identity_tokens, capacity.streams))
 
 
 def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, Tensor]:
@@ -147,15 +156,42 @@ def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, 
         on += [state.crosses_frames] * (rows * branches)
     inputs = {
         "bounds": GroupLayout(tuple(groups)).bounds(device),
-        "token_mask": torch.cat([_branches(state, _pad_cast(state.token_mask, cast)) for state in states]),
+        "token_mask": torch.cat([_branches(state, _wider(state.token_mask, cast)) for state in states]),
         "source_of_row": torch.tensor(source_of_row, device=device),
         "on": torch.tensor(on, device=device)[:, None],
     }
     if len(sources) < len(on):
         inputs["sources"] = torch.tensor(sources, device=device)
     if any(state.previous_maps is not None for state in states):
-        inputs["previous_maps"] = torch.cat([_pad_cast(_maps_or_zero(state), cast) for state in states])
+        inputs["previous_maps"] = torch.cat([_wider(_maps_or_zero(state), cast) for state in states])
     return inputs
+
+
+def _identity(states: Sequence[StoryState]) -> dict[str, Tensor]:
+    """The streams of all rows, for stories of which some have any; those of the others are empty."""
+    like = next(state.identity for state in states if state.identity is not None)
+    return _flat(join_streams([state.identity or like.none(state.rows) for state in states]))
+
+
+def _flat(streams: IdentityStreams) -> dict[str, Tensor]:
+    """As inputs of ``unet_pass``."""
+    flat = {"identity.ends": streams.ends, "identity.scale": streams.scale, "identity.owner": streams.owner}
+    for layer, (keys, values) in enumerate(streams.keys_values):
+        flat |= {f"identity.key.{layer}": keys, f"identity.value.{layer}": values}
+    return flat
+
+
+def _streams(inputs: Tensors) -> IdentityStreams | None:
+    """The inverse of ``_flat``; None where nobody has identities."""
+    if "identity.ends" not in inputs:
+        return None
+    ends, scale, owner = (inputs[f"identity.{name}"] for name in ("ends", "scale", "owner"))
+    return IdentityStreams(_keys_values(inputs, "identity."), ends, scale, owner)
+
+
+def _keys_values(inputs: Tensors, prefix: str = "") -> list[tuple[Tensor, Tensor]]:
+    layers = sum(name.startswith(f"{prefix}key.") for name in inputs)
+    return [(inputs[f"{prefix}key.{layer}"], inputs[f"{prefix}value.{layer}"]) for layer in range(layers)]
 
 
 def _model_input(state: StoryState) -> Tensor:
@@ -202,9 +238,9 @@ def _maps_or_zero(state: StoryState) -> Tensor:
     return state.latents.new_zeros(rows, cast, *state.latents.shape[-2:])
 
 
-def _pad_cast(values: Tensor, cast: int) -> Tensor:
-    """[G, k, ...] -> [G, cast, ...], filled with 0 or False; those with more characters stay as they are."""
-    missing = values.new_zeros(values.shape[0], max(cast - values.shape[1], 0), *values.shape[2:])
+def _wider(values: Tensor, size: int) -> Tensor:
+    """[n, k, ...] -> [n, size, ...], filled with 0 or False; what has more stays as it is."""
+    missing = values.new_zeros(values.shape[0], max(size - values.shape[1], 0), *values.shape[2:])
     return torch.cat([values, missing], dim=1)
 
 

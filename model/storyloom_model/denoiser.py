@@ -18,6 +18,7 @@ from storyloom_model.adapters import load_adapter, with_adapter
 from storyloom_model.attention import TextKeysValues, install_story_attention, text_keys_values
 from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
+from storyloom_model.checks import Abilities, JobError, check_job
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
@@ -25,21 +26,26 @@ from storyloom_model.encoder import TextEncoder
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
+from storyloom_model.identity.adapter import IdentityAdapter
+from storyloom_model.identity.casting import story_streams
+from storyloom_model.identity.features import FeaturesError
+from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.runner import Runner
-from storyloom_model.solvers import SOLVERS, Solver, check_schedule
+from storyloom_model.solvers import Solver, check_schedule
 from storyloom_model.state import CompatibilityKey, StoryState
+from storyloom_model.variants import Variant, Variants
+
+__all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
 
 DEFAULT_OPTIONS = ExecutionOptions()
-
-
-class JobError(ValueError):
-    """A story cannot be made with this model package. The message says what to change."""
 
 
 class Denoiser:
@@ -87,7 +93,12 @@ class Denoiser:
         self._package_fingerprint = package_fingerprint(package)
         self._unets = {None: self._unet} | {name: self._with_adapter(package, name) for name in self.manifest.adapters}
         self._options = options
-        self._runner = Runner({name: self._call_of(unet) for name, unet in self._unets.items()}, options)
+        self._identity_adapters = self._load_identity_adapters(package)
+        loras = self._load_loras(package)
+        self._runner = Runner(lambda variant: self._call_of(self._variants.unet(variant)), options)
+        changes = {name: adapter.low_rank for name, adapter in self._identity_adapters.items() if adapter.low_rank}
+        self._variants = Variants(self._unets, changes, loras, options.max_variants, self._runner.forget)
+        self._abilities = Abilities(self.manifest, self.runtime, tuple(self._identity_adapters), tuple(loras))
         self._text_encoder = TextEncoder(components.tokenizer, components.text_encoder)
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
@@ -120,12 +131,12 @@ class Denoiser:
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:
-        """Starts a story: text embeddings, the characters' tokens, the initial noise of every frame.
+        """Starts a story: text embeddings, the characters' tokens and identities, the initial noise of every frame.
 
         Raises:
             JobError: the job asks for what this package cannot do.
         """
-        self._check(job)
+        check_job(job, self._abilities, math.prod(self._latent_shape(job)))
         prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
         text = self._text_encoder.embed([prompt.text for prompt in prompts])
         if job.guided:
@@ -135,20 +146,21 @@ class Denoiser:
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(text.device))
-        adapter = Manifest.adapter_key(job.adapter)
+        variant = self._variant(job)
         return StoryState(
             job=job,
             key=CompatibilityKey(
-                model=self.manifest.name, width=job.width, height=job.height, adapter=adapter, dtype=str(text.dtype)
+                model=self.manifest.name, width=job.width, height=job.height, variant=variant, dtype=str(text.dtype)
             ),
             solver=solver,
             latents=latents,
             text=text,
-            text_keys_values=self._text_keys_values(adapter, text),
+            text_keys_values=self._text_keys_values(variant, text),
             token_mask=self._text_encoder.token_mask(prompts, job.characters),
             predicted=torch.zeros_like(latents),
             anchors=_read_latents(job.anchors, shape).to(text.device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
+            identity=self._identity(job),
         )
 
     @torch.inference_mode()
@@ -292,26 +304,71 @@ class Denoiser:
         """How a UNet takes what ``collate`` makes."""
         return partial(unet_pass, unet, self._rule)
 
-    def _text_keys_values(self, adapter: str | None, text: Tensor) -> TextKeysValues:
+    def _text_keys_values(self, variant: Variant, text: Tensor) -> TextKeysValues:
         """What is made of a story's text once, for all its steps."""
-        return text_keys_values(self._unets[adapter], text)
+        return text_keys_values(self._variants.unet(variant), text)
+
+    def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
+        """By name."""
+        return {
+            name: load_identity_adapter(package.folder / one.file, name, one.method, self._unet, scale=one.scale)
+            for name, one in self.manifest.identity_adapters.items()
+        }
+
+    def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
+        """By name."""
+        return {name: load_lora(package.folder / file) for name, file in self.manifest.loras.items()}
+
+    def _variant(self, job: StoryJob) -> Variant:
+        name = job.identity_adapter if job.identities else None
+        return Variant(
+            adapter=Manifest.adapter_key(job.adapter),
+            identity=name if name is not None and self._identity_adapters[name].low_rank else None,
+            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
+        )
+
+    def _identity(self, job: StoryJob) -> IdentityStreams | None:
+        """What is made of the characters' references once, for all steps."""
+        if not job.identities or job.identity_adapter is None:
+            return None
+        try:
+            streams = story_streams(job, self._identity_adapters[job.identity_adapter])
+        except FeaturesError as error:
+            raise JobError(str(error)) from error
+        most = self.manifest.limits.max_identity_tokens
+        if streams is not None and streams.tokens > most:
+            raise JobError(
+                f"the characters of one frame have {streams.tokens} identity tokens; {self.manifest.name} takes "
+                f"{most}: give fewer of them references"
+            )
+        return streams
 
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""
         bucket = self._options.bucket(sum(state.rows for state in states)) if self._one_call else None
-        cast = max(self.manifest.limits.max_characters, *(state.token_mask.shape[1] for state in states))
         try:
             return predict(
-                partial(self._runner.call, states[0].key.adapter),
+                partial(self._runner.call, states[0].key.variant),
                 states,
-                None if bucket is None else Capacity(bucket, cast),
+                None if bucket is None else self._capacity(bucket, states),
             )
         except Exception as error:
             if is_out_of_memory(error):
                 # Frames of the call that failed still hold its tensors.
                 traceback.clear_frames(error.__traceback__)
+                self._variants.clear()
                 self._runner.release()
             raise
+
+    def _capacity(self, rows: int, states: Sequence[StoryState]) -> Capacity:
+        """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it."""
+        limits = self.manifest.limits
+        return Capacity(
+            rows,
+            cast=max(limits.max_characters, *(state.token_mask.shape[1] for state in states)),
+            identity_tokens=limits.max_identity_tokens,
+            streams=limits.max_characters,
+        )
 
     def _fingerprint(self, job: StoryJob) -> str:
         return f"{self._package_fingerprint}-{self.runtime}-{self._unet.dtype}-{job_fingerprint(job)}"
@@ -326,28 +383,6 @@ class Denoiser:
             raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
         if any(pixels % factor for size in self.manifest.sizes for pixels in size):
             raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
-
-    def _check(self, job: StoryJob) -> None:
-        manifest = self.manifest
-        if not job.frames:
-            raise JobError("the story has no frames; add one")
-        if Manifest.adapter_key(job.adapter) not in self._unets:
-            known = ", ".join((*manifest.adapters, "none"))
-            raise JobError(f"{manifest.name} has no adapter called {job.adapter}; use one of {known}")
-        if job.solver not in SOLVERS:
-            raise JobError(f"unknown solver {job.solver}; use one of {', '.join(SOLVERS)}")
-        if not 1 <= job.steps <= manifest.limits.max_steps:
-            raise JobError(f"{job.steps} steps; {manifest.name} takes 1 to {manifest.limits.max_steps}")
-        if (job.width, job.height) not in manifest.sizes:
-            sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
-            raise JobError(f"size {job.width}x{job.height} is not served; use one of {sizes}")
-        expected = 4 * math.prod(self._latent_shape(job))
-        for anchor in job.anchors:
-            if len(anchor.latents) != expected:
-                raise JobError(
-                    f"an anchor has latents of {len(anchor.latents)} bytes, a frame of this story {expected}; anchors "
-                    f"must be frames of {job.width}x{job.height} made with {manifest.name}"
-                )
 
 
 def _write_latents(latents: Tensor) -> bytes:

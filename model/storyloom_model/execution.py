@@ -22,9 +22,10 @@ class ExecutionOptions:
         buckets: numbers of rows, ascending. A UNet call that stories share is padded to the next one; one with more
             rows than the largest is not padded, nor captured. Empty: no call is.
         max_graphs: captured graphs that are kept; each holds memory of its own.
+        max_variants: UNets with LoRA fused in that are kept; each holds the weights that it changes.
 
     Raises:
-        ValueError: buckets or max_graphs make no sense, or graphs are wanted without buckets.
+        ValueError: buckets, max_graphs or max_variants make no sense, or graphs are wanted without buckets.
     """
 
     dtype: Dtype = "float32"
@@ -33,6 +34,7 @@ class ExecutionOptions:
     channels_last: bool = False
     buckets: tuple[int, ...] = ROW_BUCKETS
     max_graphs: int = 16
+    max_variants: int = 4
 
     def __post_init__(self) -> None:
         if list(self.buckets) != sorted({bucket for bucket in self.buckets if bucket > 0}):
@@ -41,6 +43,8 @@ class ExecutionOptions:
             raise ValueError(
                 f"max_graphs must be at least 1; got {self.max_graphs}; to go without, set cuda_graphs off"
             )
+        if self.max_variants < 1:
+            raise ValueError(f"max_variants must be at least 1, or no story can have a LoRA; got {self.max_variants}")
         if self.cuda_graphs and not self.buckets:
             raise ValueError("CUDA graphs need row buckets; name some, or set cuda_graphs off")
 

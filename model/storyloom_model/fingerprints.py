@@ -19,11 +19,13 @@ _BLOCKS = 16
 def package_fingerprint(package: ModelPackage) -> str:
     """Names the contents of a package: every file's path and size, and blocks spread over each file.
 
+    Encoders are left out: they have a fingerprint of their own, which features of references carry with them.
+
     Another training run changes every block of its weights; a few bytes changed by hand inside a large file may go
     unseen.
     """
     folder = package.folder
-    files = [folder / MANIFEST_FILE, *(folder / file for file in package.manifest.adapters.values())]
+    files = [folder / MANIFEST_FILE, *(folder / file for file in package.weights_files)]
     for part in COMPONENTS:
         files += sorted(file for file in (folder / part).rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
@@ -35,19 +37,26 @@ def package_fingerprint(package: ModelPackage) -> str:
 
 def job_fingerprint(job: StoryJob) -> str:
     """Names a job: equal for jobs that are made alike, whichever process asks."""
-    anchors = [
-        [_prompt(anchor.prompt), anchor.seed, hashlib.blake2b(anchor.latents).hexdigest()] for anchor in job.anchors
+    anchors = [[_prompt(anchor.prompt), anchor.seed, _digest(anchor.latents)] for anchor in job.anchors]
+    identities = [
+        [one.character, _digest(one.features), one.scale, one.keep, _digest(one.blend), one.blend_weight]
+        for one in job.identities
     ]
     content = [
         [[_prompt(frame.prompt), frame.seed] for frame in job.frames],
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
-        [job.adapter, job.cross_frame, anchors],
+        [job.adapter, job.loras, job.cross_frame, anchors],
+        [identities, job.identity_adapter if job.identities else None],
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _prompt(prompt: ComposedPrompt) -> list[Any]:
     return [prompt.text, [[name, list(places)] for name, places in prompt.spans.items()]]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data).hexdigest()
 
 
 def _add_blocks(digest: Any, file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class GraphCache:
     def __init__(self, limit: int, capture: Capture = capture_cuda_graph) -> None:
         self._limit = limit
         self._capture = capture
-        self._graphs: OrderedDict[Hashable, Call] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Hashable, Hashable], Call] = OrderedDict()
         self._refused: set[Hashable] = set()
         self.captured = 0
         """Captures that worked, so far."""
@@ -102,6 +102,11 @@ class GraphCache:
             self.captured += 1
         self._graphs.move_to_end(key)
         return self._graphs[key](inputs)
+
+    def drop(self, gone: Callable[[Any], bool]) -> None:
+        """Drops the graphs of some calls, told by their names: what they would compute is no longer there."""
+        for key in [key for key in self._graphs if gone(key[0])]:
+            del self._graphs[key]
 
     def clear(self) -> None:
         """Drops every graph and the memory that it holds; they are captured again when needed."""

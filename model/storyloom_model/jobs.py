@@ -46,10 +46,11 @@ class StoryJob:
     """One story, or one window of a long one, with every setting decided.
 
     Sizes are in pixels. ``guidance_scale`` 1 switches classifier-free guidance off. ``adapter`` names one of the model
-    package's adapters; None, "" and "none" stand for the base weights. ``cross_frame`` False makes every frame on its
-    own. ``anchors`` are in the group of ``frames``: more frames for a story, one frame anew and the later windows of a
-    long story are all jobs whose anchors are frames that exist. ``identities`` are of characters with references, and
-    ``identity_adapter`` names what makes use of them; without identities it is left aside.
+    package's adapters; None, "" and "none" stand for the base weights. ``loras`` are some of the package's, each with
+    the weight by which its change is added. ``cross_frame`` False makes every frame on its own. ``anchors`` are in the
+    group of ``frames``: more frames for a story, one frame anew and the later windows of a long story are all jobs
+    whose anchors are frames that exist. ``identities`` are of characters with references, and ``identity_adapter``
+    names what makes use of them; without identities it is left aside.
     """
 
     frames: tuple[FrameJob, ...]
@@ -64,6 +65,7 @@ class StoryJob:
     anchors: tuple[AnchorFrame, ...] = ()
     identities: tuple[Identity, ...] = ()
     identity_adapter: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def guided(self) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NO_ADAPTER = "none"
 """Accepted wherever an adapter is named: the base weights. The empty name means the same."""
@@ -13,6 +13,34 @@ NO_ADAPTER = "none"
 SolverName = Literal["ddim", "euler", "unipc"]
 Pixels = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Keep = Literal["face", "hair", "clothes", "body"]
+"""What can be taken over from references of a character."""
+
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{path} must be a path inside the package")
+    return path
+
+
+def _weights(path: str) -> str:
+    if PurePosixPath(path).suffix != ".safetensors":
+        raise ValueError(f"{path} must be a .safetensors file inside the package")
+    return _inside(path)
+
+
+def _not_none(name: str) -> str:
+    if name == NO_ADAPTER:
+        raise ValueError(f"an adapter cannot be called {NO_ADAPTER}, which stands for going without; rename it")
+    return name
+
+
+PackagePath = Annotated[str, AfterValidator(_inside)]
+WeightsFile = Annotated[str, AfterValidator(_weights)]
+Named = Annotated[AdapterName, AfterValidator(_not_none)]
 
 
 class _Part(BaseModel):
@@ -20,7 +48,7 @@ class _Part(BaseModel):
 
 
 class Defaults(_Part):
-    """Values used where a request sets none. ``adapter`` is "none" or the name of an adapter."""
+    """Values used where a request sets none. ``adapter`` and ``identity_adapter`` are "none" or the name of one."""
 
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=1, le=30)
@@ -28,13 +56,15 @@ class Defaults(_Part):
     width: Pixels
     height: Pixels
     adapter: str = NO_ADAPTER
+    identity_adapter: str = NO_ADAPTER
 
 
 class Limits(_Part):
     """What one story may ask for. ``max_prompt_tokens`` counts the start and end tokens.
 
     Of a story of over ``window_frames`` frames that many are made together; each window but the first has
-    ``window_anchors`` finished frames in it, which lend their looks.
+    ``window_anchors`` finished frames in it, which lend their looks. ``max_identity_tokens`` are those of all
+    characters of one frame together; room for so many is kept in calls that stories with identities share.
     """
 
     max_frames: int = Field(default=240, ge=1)
@@ -43,6 +73,7 @@ class Limits(_Part):
     max_characters: int = Field(default=3, ge=1)
     max_steps: int = Field(default=100, ge=1)
     max_prompt_tokens: int = Field(default=77, ge=3)
+    max_identity_tokens: int = Field(default=80, ge=1)
 
 
 class Attention(_Part):
@@ -61,8 +92,32 @@ class Attention(_Part):
         return self
 
 
+class Encoders(_Part):
+    """What looks at references, inside the package. Without a segmenter the built-in one finds characters.
+
+    ``faces`` is a folder in the layout of insightface, faces/models/PACK/*.onnx. ``image`` is a folder of a
+    CLIPVisionModelWithProjection with its preprocessor, or a file of open_clip.
+    """
+
+    faces: PackagePath
+    image: PackagePath
+    segmenter: PackagePath | None = None
+
+
+class IdentityAdapterFile(_Part):
+    """An identity adapter. ``scale`` multiplies that of the file; ``keeps`` is what it can take from references."""
+
+    file: WeightsFile
+    method: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    scale: float = Field(default=1.0, ge=0, le=4)
+    keeps: tuple[Keep, ...] = Field(default=KEEPS, min_length=1)
+
+
 class Manifest(_Part):
-    """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels; ``adapters`` are files of the package."""
+    """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels.
+
+    ``adapters`` are files with full replacements of weights; ``loras`` with low-rank changes, which stories weigh.
+    """
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -72,20 +127,10 @@ class Manifest(_Part):
     defaults: Defaults
     limits: Limits = Limits()
     attention: Attention = Attention()
-    adapters: dict[AdapterName, str] = Field(default_factory=dict)
-
-    @field_validator("adapters")
-    @classmethod
-    def _files_inside_package(cls, adapters: dict[str, str]) -> dict[str, str]:
-        for name, file in adapters.items():
-            path = PurePosixPath(file)
-            if name == NO_ADAPTER:
-                raise ValueError(
-                    f"an adapter cannot be called {NO_ADAPTER}, which stands for the base weights; rename it"
-                )
-            if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
-                raise ValueError(f"adapter {name}: {file} must be a .safetensors file inside the package")
-        return adapters
+    adapters: dict[Named, WeightsFile] = Field(default_factory=dict)
+    loras: dict[Named, WeightsFile] = Field(default_factory=dict)
+    encoders: Encoders | None = None
+    identity_adapters: dict[Named, IdentityAdapterFile] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _windows_have_room(self) -> Self:
@@ -101,6 +146,9 @@ class Manifest(_Part):
             raise ValueError("defaults: steps must not exceed limits.max_steps")
         if self.adapter_key(self.defaults.adapter) not in (None, *self.adapters):
             raise ValueError(f"defaults: adapter {self.defaults.adapter} is not listed under adapters")
+        if self.adapter_key(self.defaults.identity_adapter) not in (None, *self.identity_adapters):
+            name = self.defaults.identity_adapter
+            raise ValueError(f"defaults: identity_adapter {name} is not listed under identity_adapters")
         return self
 
     @staticmethod

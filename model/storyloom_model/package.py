@@ -1,6 +1,6 @@
 """Model packages on disk: a folder in diffusers layout with a ``storyloom.yaml``. Loads without torch.
 
-storyloom.yaml  unet/  vae/  text_encoder/  tokenizer/  scheduler/  and the adapters' files
+storyloom.yaml  unet/  vae/  text_encoder/  tokenizer/  scheduler/  and the adapters' files, perhaps encoders
 """
 
 from __future__ import annotations
@@ -45,13 +45,28 @@ class ModelPackage:
         """
         package = cls(folder, read_manifest(folder))
         files = [Path(part, file) for part, file in COMPONENTS.items()]
-        files += [Path(file) for file in package.manifest.adapters.values()]
+        files += map(Path, package.weights_files)
         missing = [str(file) for file in files if not (folder / file).is_file()]
+        missing += [str(path) for path in package.encoder_paths if not (folder / path).exists()]
         if missing:
             raise PackageError(
                 f"{folder} lacks {', '.join(missing)}; copy the complete package, or fix {MANIFEST_FILE}"
             )
         return package
+
+    @property
+    def weights_files(self) -> tuple[str, ...]:
+        """Paths in the package of all files of adapters, LoRA and identity adapters."""
+        manifest = self.manifest
+        identity = (adapter.file for adapter in manifest.identity_adapters.values())
+        return (*manifest.adapters.values(), *manifest.loras.values(), *identity)
+
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """Paths in the package of what looks at references, files or folders."""
+        encoders = self.manifest.encoders
+        paths = () if encoders is None else (encoders.faces, encoders.image, encoders.segmenter)
+        return tuple(path for path in paths if path is not None)
 
     def adapter_file(self, name: str) -> Path:
         """The file of an adapter.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from storyloom_model.batch import Tensors, UNetCall
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.graphs import GraphCache
 from storyloom_model.memory import is_out_of_memory
+from storyloom_model.variants import Variant
 
 log = logging.getLogger("storyloom.model")
 
@@ -21,30 +22,30 @@ class Runner:
     """How the UNets of a model are called.
 
     Args:
-        calls: by adapter.
+        plain: the call of a variant's UNet as it is.
         options: checked for the UNets' device.
     """
 
-    def __init__(self, calls: Mapping[str | None, UNetCall], options: ExecutionOptions) -> None:
-        self._plain = dict(calls)
-        compiler: Any = torch.compile
-        self._compiled: dict[str | None, UNetCall] = (
-            {name: compiler(call, dynamic=False) for name, call in self._plain.items()} if options.compile else {}
-        )
+    def __init__(self, plain: Callable[[Variant], UNetCall], options: ExecutionOptions) -> None:
+        self._plain = plain
+        self.compiled = options.compile
+        """Whether calls are compiled: wanted, and not given up."""
+        self._compiled: dict[Variant, UNetCall] = {}
         self._options = options
         self.graphs = GraphCache(options.max_graphs) if options.cuda_graphs else None
 
-    @property
-    def compiled(self) -> bool:
-        """Whether calls are compiled: wanted, and not given up."""
-        return bool(self._compiled)
-
-    def call(self, adapter: str | None, inputs: Tensors) -> Tensors:
-        """One UNet call with the weights of an adapter."""
+    def call(self, variant: Variant, inputs: Tensors) -> Tensors:
+        """One UNet call with the weights of a variant."""
+        plain = self._plain(variant)
         if self.graphs is None or len(inputs["latents"]) not in self._options.buckets:
-            return self._call(adapter, inputs)
-        name: Hashable = (adapter, self.compiled)
-        return self.graphs.run(name, partial(self._call, adapter), inputs)
+            return self._call(variant, plain, inputs)
+        return self.graphs.run((variant, self.compiled), partial(self._call, variant, plain), inputs)
+
+    def forget(self, variant: Variant) -> None:
+        """Lets go of the weights of a variant, which may come back at another place in memory."""
+        self._compiled.pop(variant, None)
+        if self.graphs is not None:
+            self.graphs.drop(lambda name: name[0] == variant)
 
     def release(self) -> None:
         """Gives back device memory that can be taken again later: graphs, and what the allocator keeps."""
@@ -53,15 +54,19 @@ class Runner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _call(self, adapter: str | None, inputs: Tensors) -> Tensors:
-        if self._compiled:
-            try:
-                return self._compiled[adapter](inputs)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                made = self._plain[adapter](inputs)  # What is wrong with the call itself is raised here.
-                log.warning("torch.compile does not work here, UNet calls run without: %s", error)
-                self._compiled = {}
-                return made
-        return self._plain[adapter](inputs)
+    def _call(self, variant: Variant, plain: UNetCall, inputs: Tensors) -> Tensors:
+        if not self.compiled:
+            return plain(inputs)
+        if variant not in self._compiled:
+            compiler: Any = torch.compile
+            self._compiled[variant] = compiler(plain, dynamic=False)
+        try:
+            return self._compiled[variant](inputs)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            made = plain(inputs)  # What is wrong with the call itself is raised here.
+            log.warning("torch.compile does not work here, UNet calls run without: %s", error)
+            self.compiled = False
+            self._compiled.clear()
+            return made

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from storyloom_model.attention import TextKeysValues
+from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import StoryJob
 from storyloom_model.solvers import Solver
+from storyloom_model.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
 class CompatibilityKey:
-    """What stories must share to take a step in one UNet call. Sizes in pixels; ``adapter`` None: base weights."""
+    """What stories must share to take a step in one UNet call. Sizes in pixels; ``variant`` is of the weights."""
 
     model: str
     width: int
     height: int
-    adapter: str | None
+    variant: Variant
     dtype: str
 
 
@@ -30,8 +32,8 @@ class StoryState:
     float32, as the solver wants them and as the last step expects the end to be. ``text`` is [rows, T, D], the negative
     prompt's rows first if the story is guided; ``text_keys_values`` is what the layers of its UNet make of it.
     ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final latents and ``anchor_noise`` is what they are
-    seen under, [A, C, h, w] float32 both. ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says
-    what went wrong with this story alone.
+    seen under, [A, C, h, w] float32 both. ``identity`` are the streams of all rows; None: nobody has references.
+    ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -44,6 +46,7 @@ class StoryState:
     predicted: Tensor
     anchors: Tensor
     anchor_noise: Tensor
+    identity: IdentityStreams | None = None
     previous_maps: Tensor | None = None
     error: str | None = None
 
@@ -64,10 +67,11 @@ class StoryState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors of the story, the solver's history included; text keys and values are most of them."""
+        """Bytes of all tensors of the story, the solver's history included; keys and values are most of them."""
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
-        return sum(value.nbytes for value in kept) + (0 if self.previous_maps is None else self.previous_maps.nbytes)
+        optional = sum(one.nbytes for one in (self.previous_maps, self.identity) if one is not None)
+        return optional + sum(value.nbytes for value in kept)
 
     @property
     def rows(self) -> int:
@@ -78,3 +82,8 @@ class StoryState:
     def crosses_frames(self) -> bool:
         """True when frames of this story can see each other."""
         return self.job.cross_frame and self.job.group > 1 and self.token_mask.shape[1] > 0
+
+    @property
+    def uses_maps(self) -> bool:
+        """True when its steps want the maps of the step before: frames see each other, or identities have regions."""
+        return self.crosses_frames or self.identity is not None

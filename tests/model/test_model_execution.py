@@ -19,6 +19,7 @@ from storyloom_model.denoiser import Denoiser
 from storyloom_model.execution import ROW_BUCKETS, ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
+from storyloom_model.variants import Variant
 from tests.model.tiny import finish, tiny_anchors, tiny_job
 
 jobs = st.builds(
@@ -131,7 +132,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     def refuse(inputs: object) -> object:
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(compiled._runner, "_compiled", dict.fromkeys(compiled._unets, refuse))
+    monkeypatch.setattr(compiled._runner, "_compiled", {Variant("amsa-mask"): refuse})
     with caplog.at_level(logging.WARNING, "storyloom.model"):
         state = finish(compiled, tiny_job(2))
     assert float((state.latents - finish(denoiser, tiny_job(2)).latents).abs().max()) < 0.02

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -58,7 +59,24 @@ class LayerProjections:
 
 
 class StreamMaker(nn.Module, ABC):
-    """Makes identity tokens of features: the resampler of a method with the method's rules around it."""
+    """Makes identity tokens of features: the resampler of a method with the method's rules around it.
+
+    Features are plain arrays: a maker brings them to the device and dtype of its weights.
+    """
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``from_config`` makes an equal module of, but for its weights: plain values, kept as JSON."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A maker with fresh weights.
+
+        Raises:
+            TypeError, ValueError: the configuration is not one of this method.
+        """
+        return cls(**config)
 
     @abstractmethod
     def streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
@@ -78,8 +96,9 @@ class IdentityAdapter:
     """One loaded identity adapter.
 
     ``layers`` has an entry for each cross-attention layer, in the order of diffusers' ``unet.attn_processors``.
-    ``low_rank`` is by UNet parameter name and fused into a variant of the UNet when the adapter is loaded: stories
-    with the adapter and without it take steps in calls of their own (the compatibility key).
+    ``low_rank`` is by UNet parameter name and fused into a variant of the UNet: stories with the adapter and without it
+    then take steps in calls of their own (the compatibility key). ``encoders`` is the fingerprint of those whose
+    features the maker was trained on; None: any of the right sizes.
     """
 
     name: str
@@ -87,3 +106,4 @@ class IdentityAdapter:
     layers: Sequence[LayerProjections]
     scale: float = 1.0
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
+    encoders: str | None = None

@@ -22,16 +22,59 @@ class IdentityStreams:
 
     ``keys_values`` are those of every cross-attention layer in the UNet's order, [R, S, width] each. ``ends`` is int32
     [R, C], one past the last token of each stream; ``scale`` is float32 [R, C]. ``owner`` is int64 [R, C], the place of
-    the character in whose region the stream acts, or ``EVERYWHERE``; None says that of all streams. ``blocks``, to
-    train with, is [R, B, S], non-zero where a token belongs to a block: the pass then keeps how much attention each
-    block gets (``AttentionPass.identity_maps``).
+    the character in whose region the stream acts, or ``EVERYWHERE``. ``blocks``, to train with, is [R, B, S], non-zero
+    where a token belongs to a block: the pass then keeps how much attention each block gets
+    (``AttentionPass.identity_maps``).
     """
 
     keys_values: Sequence[tuple[Tensor, Tensor]]
     ends: Tensor
     scale: Tensor
-    owner: Tensor | None = None
+    owner: Tensor
     blocks: Tensor | None = None
+
+    def rows(self, index: Tensor) -> IdentityStreams:
+        """Some rows, any number of times each: int64 [n]."""
+        return IdentityStreams(
+            tuple((keys[index], values[index]) for keys, values in self.keys_values),
+            self.ends[index],
+            self.scale[index],
+            self.owner[index],
+            None if self.blocks is None else self.blocks[index],
+        )
+
+    def none(self, rows: int) -> IdentityStreams:
+        """As many rows in which nobody has a token, for the same layers."""
+        return IdentityStreams(
+            tuple((_no_tokens(keys, rows), _no_tokens(values, rows)) for keys, values in self.keys_values),
+            self.ends.new_zeros(rows, 1),
+            self.scale.new_zeros(rows, 1),
+            self.owner.new_full((rows, 1), EVERYWHERE),
+        )
+
+    def padded(self, tokens: int, streams: int) -> IdentityStreams:
+        """With room for at least so many tokens and streams in each row, which nothing is in."""
+        room = (0, 0, 0, max(tokens - self.tokens, 0))
+        more = max(streams - self.ends.shape[1], 0)
+        return IdentityStreams(
+            tuple((F.pad(keys, room), F.pad(values, room)) for keys, values in self.keys_values),
+            # A stream that ends where the one before it does has no tokens.
+            torch.cat([self.ends, self.ends[:, -1:].expand(-1, more)], dim=1),
+            F.pad(self.scale, (0, more)),
+            F.pad(self.owner, (0, more), value=EVERYWHERE),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """S."""
+        return self.keys_values[0][0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; keys and values are nearly all of them."""
+        kept = [one for pair in self.keys_values for one in pair]
+        kept += [self.ends, self.scale, self.owner]
+        return sum(one.nbytes for one in kept) + (0 if self.blocks is None else self.blocks.nbytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +128,26 @@ def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *,
         torch.tensor(scales, device=like.device),
         torch.tensor(owners, device=like.device),
     )
+
+
+def join_streams(parts: Sequence[IdentityStreams]) -> IdentityStreams:
+    """The rows of all parts, one after the other, with room for as much as any has. For inference: without blocks."""
+    if len(parts) == 1:
+        return parts[0]
+    tokens = max(part.tokens for part in parts)
+    streams = max(part.ends.shape[1] for part in parts)
+    wide = [part.padded(tokens, streams) for part in parts]
+    layers = zip(*(part.keys_values for part in wide), strict=True)
+    return IdentityStreams(
+        tuple((torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer])) for layer in layers),
+        torch.cat([part.ends for part in wide]),
+        torch.cat([part.scale for part in wide]),
+        torch.cat([part.owner for part in wide]),
+    )
+
+
+def _no_tokens(values: Tensor, rows: int) -> Tensor:
+    return values.new_zeros(rows, 0, values.shape[2])
 
 
 def _length(streams: Sequence[Stream]) -> int:

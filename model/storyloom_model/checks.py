@@ -1,0 +1,129 @@
+"""Whether a model package can make a story as it is asked for. Plain values: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from storyloom_model.jobs import Identity, StoryJob
+from storyloom_model.manifest import KEEPS, Manifest
+from storyloom_model.solvers import SOLVERS
+
+MAX_SCALE = 2.0
+"""Of a character's identity."""
+MAX_LORA_WEIGHT = 2.0
+"""Of a LoRA, either way."""
+
+
+class JobError(ValueError):
+    """A story cannot be made with this model package. The message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a loaded package can do beside its manifest. ``runtime`` is what computes."""
+
+    manifest: Manifest
+    runtime: str
+    identity_adapters: Collection[str]
+    loras: Collection[str]
+
+
+def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
+    """Refuses what cannot be made.
+
+    Args:
+        job: as asked for.
+        can: what the package can do.
+        latent_values: numbers in the latents of one frame of the job's size.
+
+    Raises:
+        JobError: the job asks for what the package cannot do.
+    """
+    manifest = can.manifest
+    if not job.frames:
+        raise JobError("the story has no frames; add one")
+    if Manifest.adapter_key(job.adapter) not in (None, *manifest.adapters):
+        known = ", ".join((*manifest.adapters, "none"))
+        raise JobError(f"{manifest.name} has no adapter called {job.adapter}; use one of {known}")
+    if job.solver not in SOLVERS:
+        raise JobError(f"unknown solver {job.solver}; use one of {', '.join(SOLVERS)}")
+    if not 1 <= job.steps <= manifest.limits.max_steps:
+        raise JobError(f"{job.steps} steps; {manifest.name} takes 1 to {manifest.limits.max_steps}")
+    if (job.width, job.height) not in manifest.sizes:
+        sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
+        raise JobError(f"size {job.width}x{job.height} is not served; use one of {sizes}")
+    _check_anchors(job, manifest, 4 * latent_values)
+    _check_loras(job, can)
+    if job.identities:
+        _check_identity_adapter(job, can)
+        _check_identities(job, manifest)
+
+
+def _check_anchors(job: StoryJob, manifest: Manifest, expected: int) -> None:
+    for anchor in job.anchors:
+        if len(anchor.latents) != expected:
+            raise JobError(
+                f"an anchor has latents of {len(anchor.latents)} bytes, a frame of this story {expected}; anchors "
+                f"must be frames of {job.width}x{job.height} made with {manifest.name}"
+            )
+
+
+def _check_loras(job: StoryJob, can: Abilities) -> None:
+    names = [name for name, _ in job.loras]
+    for name, weight in job.loras:
+        if name not in can.loras:
+            raise JobError(_unknown("LoRA", name, can, can.loras, can.manifest.loras))
+        if not abs(weight) <= MAX_LORA_WEIGHT:
+            raise JobError(f"LoRA {name} has weight {weight}; use one from {-MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}")
+        if names.count(name) > 1:
+            raise JobError(f"LoRA {name} is named {names.count(name)} times; name it once, with the sum of its weights")
+
+
+def _check_identity_adapter(job: StoryJob, can: Abilities) -> None:
+    name = Manifest.adapter_key(job.identity_adapter)
+    if name is None:
+        who = ", ".join(one.character for one in job.identities)
+        known = f"use one of {', '.join(can.identity_adapters)}, or " if can.identity_adapters else ""
+        raise JobError(f"{who} have references, but no identity adapter is named; {known}leave the references out")
+    if name not in can.identity_adapters:
+        raise JobError(_unknown("identity adapter", name, can, can.identity_adapters, can.manifest.identity_adapters))
+
+
+def _check_identities(job: StoryJob, manifest: Manifest) -> None:
+    name = str(job.identity_adapter)
+    keeps = manifest.identity_adapters[name].keeps
+    seen: set[str] = set()
+    for one in job.identities:
+        if one.character not in job.characters:
+            raise JobError(f"{one.character} has references but is in no frame; leave them out or name it in a prompt")
+        if one.character in seen:
+            raise JobError(f"{one.character} has identities twice; put all its references into one")
+        seen.add(one.character)
+        unknown = [part for part in one.keep if part not in KEEPS]
+        if unknown:
+            raise JobError(f"{one.character} is to keep {unknown[0]}; what can be kept is {', '.join(KEEPS)}")
+        if one.keep and not set(one.keep) & set(keeps):
+            raise JobError(
+                f"{one.character} is to keep {', '.join(one.keep)}, and identity adapter {name} takes only "
+                f"{', '.join(keeps)} from references; name one of these, or use another adapter"
+            )
+        _check_amounts(one)
+
+
+def _check_amounts(one: Identity) -> None:
+    if not 0 <= one.scale <= MAX_SCALE:
+        raise JobError(f"{one.character} has identity scale {one.scale}; use one from 0 to {MAX_SCALE}")
+    if not 0 <= one.blend_weight <= 1:
+        raise JobError(f"{one.character} has blend weight {one.blend_weight}; use one from 0 to 1")
+    if one.blend_weight > 0 and not one.blend:
+        raise JobError(
+            f"{one.character} has blend weight {one.blend_weight} but nobody to blend with; name a character"
+        )
+
+
+def _unknown(kind: str, name: str, can: Abilities, known: Collection[str], listed: Collection[str]) -> str:
+    if name in listed:
+        return f"the backend {can.runtime} takes no {kind}; leave {name} out, or serve {can.manifest.name} with torch"
+    choices = f"use one of {', '.join(known)}" if known else "it has none: leave it out"
+    return f"{can.manifest.name} has no {kind} called {name}; {choices}"
