@@ -5,6 +5,7 @@ import torch
 
 from storyloom_model.denoiser import Denoiser
 from tests.model.tiny import build_tiny_package
+from tests.model.tiny_identity import build_identity_package
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +22,14 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def denoiser(tiny_package: Path) -> Denoiser:
     return Denoiser.load(tiny_package)
+
+
+@pytest.fixture(scope="session")
+def identity_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For reading only."""
+    return build_identity_package(tmp_path_factory.mktemp("packages") / "tiny-identity")
+
+
+@pytest.fixture(scope="session")
+def identity_denoiser(identity_package: Path) -> Denoiser:
+    return Denoiser.load(identity_package)
