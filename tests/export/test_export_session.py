@@ -17,10 +17,11 @@ from storyloom_export.modules import OnnxUNet
 from storyloom_export.session import Session
 from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.checkpoint import CheckpointError
-from storyloom_model.denoiser import Denoiser
+from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.state import StoryState
-from tests.model.tiny import tiny_anchors, tiny_job
+from tests.model.tiny import finish, tiny_anchors, tiny_job
+from tests.model.tiny_identity import add_identities, identity
 
 CPU = torch.device("cpu")
 
@@ -163,3 +164,20 @@ def test_a_package_without_export_says_how_to_make_one(exported_package: Path, t
     bare = shutil.copytree(exported_package, tmp_path / "bare", ignore=shutil.ignore_patterns("onnx"))
     with pytest.raises(ArtefactError, match="make it anew with: storyloom-export onnx"):
         OnnxDenoiser.load(bare)
+
+
+def test_what_the_graphs_lack_is_refused(exported_package: Path, tmp_path: Path) -> None:
+    """References and LoRA; the rest of the package is served as ever."""
+    denoiser = OnnxDenoiser.load(add_identities(shutil.copytree(exported_package, tmp_path / "package")))
+    plain = tiny_job(2, steps=1)
+    assert finish(denoiser, plain).done
+    wanted = {
+        "takes no identity adapter; leave faces out, or serve tiny with torch": {
+            "identities": (identity("mia", 1),),
+            "identity_adapter": "faces",
+        },
+        "takes no LoRA; leave style out, or serve tiny with torch": {"loras": (("style", 1.0),)},
+    }
+    for words, settings in wanted.items():
+        with pytest.raises(JobError, match=f"the backend onnxruntime {words}"):
+            denoiser.encode(tiny_job(2, steps=1, **settings))

@@ -12,6 +12,7 @@ from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
 from tests.model.tiny import finish, tiny_job
+from tests.model.tiny_identity import identity
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GRAPHS = ExecutionOptions(cuda_graphs=True, buckets=(16,))
@@ -80,6 +81,23 @@ def test_a_checkpoint_goes_on_bitwise(tiny_package: Path) -> None:
     while not again.done:
         denoiser.step([again])
     assert torch.equal(again.latents, state.latents)
+
+
+def test_stories_with_references_are_bitwise_those_of_a_run_alone(identity_package: Path) -> None:
+    """Of different casts and adapters, in one graph, beside one that has none."""
+    denoiser = load(identity_package, GRAPHS)
+    mia, bo = identity("mia", 1), identity("bo", 2, scale=0.5)
+    jobs = [
+        tiny_job(2, seed=1, steps=3, identities=(mia,), identity_adapter="faces"),
+        tiny_job(2, seed=2, steps=3, identities=(mia, bo), identity_adapter="shared", guidance_scale=1.0),
+        tiny_job(2, seed=3, steps=3, guidance_scale=1.0),
+    ]
+    alone = [finish(load(identity_package, ExecutionOptions(buckets=(16,))), job) for job in jobs[:2]]
+    for state, expected in zip(run(denoiser, jobs), alone, strict=False):
+        assert torch.equal(state.latents, expected.latents)
+    graphs = denoiser._runner.graphs
+    assert graphs is not None
+    assert (graphs.captured, graphs.refused) == (1, 0)
 
 
 def test_peaks_are_taken_once(tiny_package: Path) -> None:

@@ -99,12 +99,17 @@ def save_lora(file: Path, changes: Mapping[str, LowRank]) -> None:
 
 
 def build_identity_package(folder: Path) -> Path:
-    """The tiny package with identity adapters and LoRA.
+    """The tiny package with all that ``add_identities`` adds."""
+    return add_identities(build_tiny_package(folder))
+
+
+def add_identities(folder: Path) -> Path:
+    """Adds identity adapters and LoRA to a tiny package.
 
     Identity adapters: faces (streams by character), shared (one for all and a background), changed (as faces, with
     low-rank changes). LoRA: style and line.
     """
-    manifest = ModelPackage.load(build_tiny_package(folder)).manifest.model_dump(mode="json", exclude_none=True)
+    manifest = ModelPackage.load(folder).manifest.model_dump(mode="json", exclude_none=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         unet = tiny_unet()
