@@ -50,6 +50,16 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
         ({"adapters": {"a": "../a.safetensors"}}, ["inside the package"]),
         ({"adapters": {"none": "a.safetensors"}}, ["rename it"]),
         ({"attention": {"threshold": "fixed"}}, ["attention", "needs a value"]),
+        ({"loras": {"a": "/a.safetensors"}}, ["loras.a", "inside the package"]),
+        ({"loras": {"a": "a.bin"}}, ["loras.a", "a .safetensors file"]),
+        ({"encoders": {"faces": "../faces", "image": "image"}}, ["encoders.faces", "inside the package"]),
+        ({"encoders": {"faces": "faces"}}, ["encoders.image", "required"]),
+        ({"identity_adapters": {"a": {"file": "a.safetensors"}}}, ["identity_adapters.a.method", "required"]),
+        (
+            {"identity_adapters": {"a": {"file": "a.safetensors", "method": "m", "keeps": ["nose"]}}},
+            ["identity_adapters.a.keeps", "'face'"],
+        ),
+        ({"defaults__identity_adapter": "gone"}, ["identity_adapter gone", "not listed"]),
         ({"format": 2, "sizes": []}, ["format", "sizes"]),
     ],
 )

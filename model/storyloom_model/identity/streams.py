@@ -34,13 +34,12 @@ class IdentityStreams:
     blocks: Tensor | None = None
 
     def rows(self, index: Tensor) -> IdentityStreams:
-        """Some rows, any number of times each: int64 [n]."""
+        """Some rows, any number of times each, int64 [n]; without blocks."""
         return IdentityStreams(
             tuple((keys[index], values[index]) for keys, values in self.keys_values),
             self.ends[index],
             self.scale[index],
             self.owner[index],
-            None if self.blocks is None else self.blocks[index],
         )
 
     def none(self, rows: int) -> IdentityStreams:
@@ -53,7 +52,7 @@ class IdentityStreams:
         )
 
     def padded(self, tokens: int, streams: int) -> IdentityStreams:
-        """With room for at least so many tokens and streams in each row, which nothing is in."""
+        """With room for at least so many tokens and streams in each row, which nothing is in; without blocks."""
         room = (0, 0, 0, max(tokens - self.tokens, 0))
         more = max(streams - self.ends.shape[1], 0)
         return IdentityStreams(
@@ -73,8 +72,7 @@ class IdentityStreams:
     def nbytes(self) -> int:
         """Bytes of all tensors; keys and values are nearly all of them."""
         kept = [one for pair in self.keys_values for one in pair]
-        kept += [self.ends, self.scale, self.owner]
-        return sum(one.nbytes for one in kept) + (0 if self.blocks is None else self.blocks.nbytes)
+        return sum(one.nbytes for one in (*kept, self.ends, self.scale, self.owner))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +129,7 @@ def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *,
 
 
 def join_streams(parts: Sequence[IdentityStreams]) -> IdentityStreams:
-    """The rows of all parts, one after the other, with room for as much as any has. For inference: without blocks."""
+    """The rows of all parts, one after the other, with room for as much as any has; without blocks."""
     if len(parts) == 1:
         return parts[0]
     tokens = max(part.tokens for part in parts)
