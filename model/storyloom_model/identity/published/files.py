@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,20 +74,18 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise PackageError(f"{file} is cut off or damaged ({error}); download it again") from error
+        raise _damaged(file, error) from error
     return weights
 
 
 def _read_pickled(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower():
+    except Exception as error:
+        if "unsupported" in str(error).lower():
             raise PackageError(
                 f"{file} holds more than tensors, which is not read; convert it to .safetensors where you trust it"
             ) from error
-        raise _damaged(file, error) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _damaged(file, error) from error
     weights = _flat(content)
     if not weights:
@@ -98,7 +94,8 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def _damaged(file: Path, error: Exception) -> PackageError:
-    return PackageError(f"{file} is cut off or damaged ({str(error).splitlines()[0]}); download it again")
+    what = (str(error) or type(error).__name__).splitlines()[0]
+    return PackageError(f"{file} is cut off or damaged ({what}); download it again")
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from storyloom_model.package import PackageError
 UNET = "unet"
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _PEFT_ROOT = "base_model.model."
+_TEXT_ROOT = "text_model"
+"""Files have it in front of a text encoder's modules; transformers 5 has not."""
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _OTHER_KINDS = {
     "hada_": "LoHa",
@@ -93,6 +95,8 @@ def read_lora(
         if part not in modules:
             raise PackageError(f"LoRA {name} changes {part}, which the package does not have: it is for another model")
         own = alphas.get(f"{part}.{module}")
+        if not hasattr(modules[part], _TEXT_ROOT):
+            module = module.removeprefix(f"{_TEXT_ROOT}.")
         scale = own / len(down) if own is not None else (settings or LoraSettings()).scale(module, len(down))
         change = LowRank(down.flatten(1), up.flatten(1), scale)
         _check_fits(name, modules[part], part, module, change)
