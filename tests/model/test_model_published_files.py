@@ -32,7 +32,7 @@ def test_both_kinds_of_files_give_the_same_adapter(weights: dict[str, Tensor], t
     torch.save(nested(weights), tmp_path / "a.bin")
     assert same(read_weights(tmp_path / "a.safetensors"), weights)
     assert same(read_weights(tmp_path / "a.bin", allow_pickle=True), weights)
-    assert read_adapter("ip-adapter", "a", read_weights(tmp_path / "a.safetensors"), attention_layers(published_unet()))
+    assert read_adapter("ip-adapter", "a", read_weights(tmp_path / "a.safetensors"), published_unet())
     assert read_metadata(tmp_path / "a.safetensors") == {"by": "me"}
     assert read_metadata(tmp_path / "a.bin") == {}
 

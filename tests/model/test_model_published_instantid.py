@@ -31,7 +31,7 @@ LANDMARKS = [(60.4, 70.9), (121.2, 66.0), (92.7, 101.3), (66.5, 130.2), (118.9, 
 def test_tokens_are_those_that_diffusers_makes() -> None:
     unet = published_unet()
     weights = random_weights(adapter_shapes("instantid", attention_layers(unet)))
-    maker = read_adapter("instantid", "test", weights, attention_layers(unet)).maker
+    maker = read_adapter("instantid", "test", weights, unet).maker
     theirs: Any = unet._convert_ip_adapter_image_proj_to_diffusers(nested(weights)["image_proj"], False)
     cast = {"mia": CharacterIdentity(identity(1))}
     face = FACE_LENGTH * torch.tensor(identity(1).references[0].face)
@@ -42,10 +42,10 @@ def test_tokens_are_those_that_diffusers_makes() -> None:
 
 
 def test_the_full_size_file_fits_sdxl() -> None:
-    layers = attention_layers(full_size_unet("SDXL"))
-    weights = meta_weights(adapter_shapes("instantid", layers))
+    sdxl = full_size_unet("SDXL")
+    weights = meta_weights(adapter_shapes("instantid", attention_layers(sdxl)))
     assert detect(weights) == "instantid"
-    adapter = read_adapter("instantid", "test", weights, layers)
+    adapter = read_adapter("instantid", "test", weights, sdxl)
     assert (len(adapter.layers), adapter.scale) == (70, 0.8)
 
 

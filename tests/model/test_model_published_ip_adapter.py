@@ -12,7 +12,7 @@ from torch import Tensor
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures
 from storyloom_model.identity.published import attention_layers, detect, read_adapter
-from storyloom_model.identity.published.adapters import method_of
+from storyloom_model.identity.published.adapters import EMPTY_STATES, method_of
 from storyloom_model.package import PackageError
 from tests.model.published_files import (
     adapter_shapes,
@@ -54,7 +54,8 @@ def weights_of(method: str, unet: Any) -> dict[str, Tensor]:
 
 
 def read(method: str, unet: Any, empty_states: Tensor | None = None) -> IdentityAdapter:
-    return read_adapter(method, "test", weights_of(method, unet), attention_layers(unet), empty_states)
+    empty = {} if empty_states is None else {EMPTY_STATES: empty_states}
+    return read_adapter(method, "test", weights_of(method, unet) | empty, unet)
 
 
 def in_diffusers(method: str, unet: Any) -> Any:
@@ -133,25 +134,25 @@ def test_the_negative_prompt_gets_an_empty_picture(method: str, unet: Any) -> No
 @pytest.mark.parametrize("base", ["SD 1.5", "SDXL"])
 @pytest.mark.parametrize("method", READS)
 def test_full_size_files_fit(base: str, method: str) -> None:
-    layers = attention_layers(full_size_unet(base))
+    full = full_size_unet(base)
+    layers = attention_layers(full)
     embedding = 1024 if base == "SD 1.5" else 1280
     weights = meta_weights(adapter_shapes(FORMS[method], layers, states=1280, embedding=embedding, rank=128))
     assert detect(weights) == FORMS[method]
-    adapter = read_adapter(method, "test", weights, layers)
+    adapter = read_adapter(method, "test", weights, full)
     assert len(adapter.layers) == {"SD 1.5": 16, "SDXL": 70}[base]
     assert len(adapter.low_rank) == ({"SD 1.5": 128, "SDXL": 560}[base] if "faceid" in method else 0)
 
 
 def test_a_file_for_another_base_says_so() -> None:
-    layers = attention_layers(full_size_unet("SD 1.5"))
     weights = meta_weights(adapter_shapes("ip-adapter", attention_layers(full_size_unet("SDXL"))))
     with pytest.raises(PackageError, match=r"is for SDXL \(2048\), the package is SD 1.5 \(768\)"):
-        read_adapter("ip-adapter", "test", weights, layers)
+        read_adapter("ip-adapter", "test", weights, full_size_unet("SD 1.5"))
 
 
 def test_a_file_of_another_form_says_which(unet: Any) -> None:
     with pytest.raises(PackageError, match="form ip-adapter-faceid, not ip-adapter-plus; its method is ip-adapter-fac"):
-        read_adapter("ip-adapter-plus", "test", weights_of("ip-adapter-faceid", unet), attention_layers(unet))
+        read_adapter("ip-adapter-plus", "test", weights_of("ip-adapter-faceid", unet), unet)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_file_with_other_weights_says_which(unet: Any, change: dict[str, Tenso
     changed = weights_of("ip-adapter", unet) | change
     weights = {name: value for name, value in changed.items() if value is not None}
     with pytest.raises(PackageError, match=message):
-        read_adapter("ip-adapter", "test", weights, attention_layers(unet))
+        read_adapter("ip-adapter", "test", weights, unet)
 
 
 def test_no_adapter_at_all_lists_what_is_there() -> None:

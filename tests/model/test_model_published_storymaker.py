@@ -38,7 +38,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def adapter(weights: dict[str, Tensor]) -> IdentityAdapter:
-    return read_adapter("storymaker", "test", weights, attention_layers(published_unet(WIDTH)))
+    return read_adapter("storymaker", "test", weights, published_unet(WIDTH))
 
 
 class Formula:
@@ -181,13 +181,13 @@ def test_layers_and_low_rank_changes_are_the_files(adapter: IdentityAdapter, wei
 
 
 def test_the_full_size_file_fits_sdxl_and_nothing_else() -> None:
-    layers = attention_layers(full_size_unet("SDXL"))
-    published = meta_weights(storymaker_shapes(layers, states=1280, rank=128))
+    sdxl = full_size_unet("SDXL")
+    published = meta_weights(storymaker_shapes(attention_layers(sdxl), states=1280, rank=128))
     assert method_of(detect(published), "mask.bin") == "storymaker"
-    found = read_adapter("storymaker", "test", published, layers)
+    found = read_adapter("storymaker", "test", published, sdxl)
     assert (len(found.layers), len(found.low_rank)) == (70, 560)
     with pytest.raises(PackageError, match=r"is for SDXL \(2048\), the package is SD 1.5 \(768\)"):
-        read_adapter("storymaker", "test", published, attention_layers(full_size_unet("SD 1.5")))
+        read_adapter("storymaker", "test", published, full_size_unet("SD 1.5"))
 
 
 def test_a_fresh_resampler_has_sizes_of_its_own_and_starts_as_nothing_added() -> None:

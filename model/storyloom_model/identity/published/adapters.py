@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -10,8 +11,9 @@ from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.identity.published import ip_adapter
 from storyloom_model.identity.published.forms import Form, detect
 from storyloom_model.identity.published.instantid import read_instantid
-from storyloom_model.identity.published.layers import AttentionLayer
+from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.identity.published.storymaker import read_storymaker
+from storyloom_model.manifest import KEEPS, Keep
 from storyloom_model.package import PackageError
 
 _FORMS = {name: method.form for name, method in ip_adapter.METHODS.items()} | {
@@ -21,34 +23,46 @@ _FORMS = {name: method.form for name, method in ip_adapter.METHODS.items()} | {
 METHODS = tuple(_FORMS)
 """What the method of a published adapter can be called."""
 
+EMPTY_STATES = "empty_states"
+"""Kept beside a file's own weights: what the package's image encoder says of an empty picture, [S, width]."""
 
-def read_adapter(
-    method: str,
-    name: str,
-    weights: Mapping[str, Tensor],
-    layers: Sequence[AttentionLayer],
-    empty_states: Tensor | None = None,
-) -> IdentityAdapter:
+
+def read_adapter(method: str, name: str, weights: Mapping[str, Tensor], unet: Any) -> IdentityAdapter:
     """Makes an identity adapter of the weights of a published file.
 
     Args:
         method: of ``METHODS``.
         name: of the adapter.
-        weights: by the file's own names.
-        layers: of the UNet that it is for.
-        empty_states: what the package's image encoder says of an empty picture, [S, width].
+        weights: by the file's own names; ``EMPTY_STATES`` may be beside them.
+        unet: that it is for; it may be on the meta device.
 
     Raises:
         PackageError: the file has another form, is for another base model, or lacks weights.
     """
-    form = detect(weights)
+    published = {key: value for key, value in weights.items() if key != EMPTY_STATES}
+    form, layers = detect(published), attention_layers(unet)
+    if method not in _FORMS:
+        raise PackageError(f"adapter {name}: unknown method {method}; {_fitting(form)}")
     if _FORMS[method] != form:
         raise PackageError(f"adapter {name} is a file of the form {form}, not {method}; {_fitting(form)}")
     if method == "storymaker":
-        return read_storymaker(name, weights, layers)
+        return read_storymaker(name, published, layers)
     if method == "instantid":
-        return read_instantid(name, weights, layers)
-    return ip_adapter.read_ip_adapter(method, name, weights, layers, empty_states)
+        return read_instantid(name, published, layers)
+    return ip_adapter.read_ip_adapter(method, name, published, layers, weights.get(EMPTY_STATES))
+
+
+def reads_states(method: str) -> bool:
+    """Whether an adapter wants to be told what the image encoder says of an empty picture."""
+    own = ip_adapter.METHODS.get(method)
+    return own is not None and any(field.endswith("_states") for field in own.reads)
+
+
+def keeps_of(method: str) -> tuple[Keep, ...]:
+    """What a method can take over from references."""
+    own = ip_adapter.METHODS.get(method)
+    faces_only = method == "instantid" or (own is not None and all(one.startswith("face") for one in own.reads))
+    return ("face",) if faces_only else KEEPS
 
 
 def method_of(form: Form, file_name: str) -> str:
@@ -66,4 +80,4 @@ def method_of(form: Form, file_name: str) -> str:
 
 def _fitting(form: Form) -> str:
     methods = [method for method, own in _FORMS.items() if own == form]
-    return f"its method is {' or '.join(methods)}" if methods else "it is a LoRA; list it under `low_rank`"
+    return f"its method is {' or '.join(methods)}" if methods else "it is a LoRA, and stories name it under loras"

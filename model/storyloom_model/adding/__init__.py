@@ -1,0 +1,1 @@
+"""Makes model packages of what others have published: `storyloom models add`."""
