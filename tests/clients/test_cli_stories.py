@@ -223,6 +223,16 @@ def test_models_are_loaded_unloaded_and_warmed(server: ScriptedServer) -> None:
     assert _run(server, "models", "warm").stdout == "the default model: warm, seconds: 2.5\n"
     assert [method for method, _ in server.calls] == ["LoadModel", "UnloadModel", "WarmModel"]
     assert _run(server, "models", "load").exit_code == 2
+    misplaced = CliRunner().invoke(app, ["models", "-s", server.address, "load", "big"])
+    assert misplaced.exit_code == 2
+    assert "behind the command: storyloom models load" in misplaced.stderr
+
+
+def test_models_are_added_by_the_models_own_libraries(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "storyloom", "models", "add", "nothing-here", "--to", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "nothing-here does not exist; give a diffusers folder" in done.stderr
 
 
 @pytest.mark.parametrize(

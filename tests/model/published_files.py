@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from storyloom_model.identity.features import IdentityFeatures, ReferenceFeatures
-from storyloom_model.identity.published import AttentionLayer
+from storyloom_model.identity.published.layers import AttentionLayer
 
 FACE = 512
 STATES = 48

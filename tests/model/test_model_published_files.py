@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storyloom_model.identity.published import attention_layers, read_adapter, read_weights, sha256
-from storyloom_model.identity.published.files import read_metadata
+from storyloom_model.identity.published.adapters import read_adapter
+from storyloom_model.identity.published.files import read_metadata, read_weights, sha256
+from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.package import PackageError
 from tests.model.published_files import adapter_shapes, nested, published_unet, random_weights
 

@@ -11,8 +11,10 @@ import torch
 from diffusers import ControlNetModel
 
 from storyloom_model.identity.adapter import CharacterIdentity
-from storyloom_model.identity.published import attention_layers, detect, read_adapter
+from storyloom_model.identity.published.adapters import read_adapter
+from storyloom_model.identity.published.forms import detect
 from storyloom_model.identity.published.instantid import FACE_LENGTH, draw_face, load_identity_net
+from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.package import PackageError
 from tests.model.published_files import (
     adapter_shapes,

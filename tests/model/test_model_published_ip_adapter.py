@@ -11,8 +11,9 @@ from torch import Tensor
 
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures
-from storyloom_model.identity.published import attention_layers, detect, read_adapter
-from storyloom_model.identity.published.adapters import EMPTY_STATES, method_of
+from storyloom_model.identity.published.adapters import EMPTY_STATES, method_of, read_adapter
+from storyloom_model.identity.published.forms import detect
+from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.package import PackageError
 from tests.model.published_files import (
     adapter_shapes,

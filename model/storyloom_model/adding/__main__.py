@@ -68,7 +68,9 @@ def add(
 def add_adapter_command(
     package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder of a model package.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An identity adapter or a LoRA.")],
-    name: Annotated[str | None, typer.Option(help="What stories call it; made of the file's name, if not given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What stories call it; made of the file's name, if not given.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Of an identity adapter, where its weights and its name do not tell.")
     ] = None,

@@ -47,7 +47,9 @@ def add_model(wish: Wish, target: Path, record: Record) -> ModelPackage:
         PackageError: something is missing, damaged or does not fit; the message says what to do.
     """
     if target.exists():
-        raise PackageError(f"{target} exists; give a new folder, or add adapters to it with: storyloom models add-adapter")
+        raise PackageError(
+            f"{target} exists; give a new folder, or add adapters to it with: storyloom models add-adapter"
+        )
     if (wish.faces is None) != (wish.image_encoder is None):
         raise PackageError("references need both encoders: give --faces and --image-encoder, or neither")
     source = find_source(wish.source, wish.revision)
@@ -116,5 +118,3 @@ def _with_default_adapter(manifest: Manifest) -> Manifest:
 
 def _name(wanted: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("-._")[:64] or "model"
-
-

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from torch import Tensor
+from transformers import CLIPTextModel
 
+from storyloom_model.adding.components import take_small_files
 from storyloom_model.adding.sources import fetched_configuration
 from storyloom_model.identity.published.files import read_weights
-from storyloom_model.package import PackageError
+from storyloom_model.package import COMPONENTS, PackageError
 
 _CONFIGURATION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _SDXL_KEY = "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight"
@@ -21,7 +22,7 @@ _UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def convert_single_file(file: Path, configuration: Path | None, folder: Path, *, allow_pickle: bool) -> None:
-    """Writes the components of a file as a diffusers folder.
+    """Writes the components of a file as a diffusers folder. diffusers does the conversion.
 
     Args:
         file: .safetensors, or with ``allow_pickle`` a torch file.
@@ -32,41 +33,36 @@ def convert_single_file(file: Path, configuration: Path | None, folder: Path, *,
     Raises:
         PackageError: the file is no whole model, or not of the configuration.
     """
-    with TemporaryDirectory(dir=folder.parent) as scratch:
-        safe = file
-        if file.suffix != ".safetensors":
-            safe = Path(scratch) / "model.safetensors"
-            weights = read_weights(file, allow_pickle=allow_pickle)
-            save_file({key.removeprefix("state_dict."): value.contiguous() for key, value in weights.items()}, safe)
-        _check_whole(file, safe)
-        _convert(safe, configuration or fetched_configuration(_CONFIGURATION), folder)
-
-
-def _check_whole(file: Path, safe: Path) -> None:
-    try:
-        with safe_open(safe, "pt") as content:
-            names = set(content.keys())
-    except (OSError, SafetensorError) as error:
-        raise PackageError(f"{file} is cut off or damaged ({error}); download it again") from error
-    if _SDXL_KEY in names:
+    weights = {
+        key.removeprefix("state_dict."): value for key, value in read_weights(file, allow_pickle=allow_pickle).items()
+    }
+    if _SDXL_KEY in weights:
         raise PackageError(f"{file} is a model in the form of SDXL, which cannot be served yet; take one of SD 1.5")
-    if _UNET_KEY not in names:
+    if _UNET_KEY not in weights:
         raise PackageError(
             f"{file} is no whole model: it lacks {_UNET_KEY}. Adapters and LoRA are added with --adapter"
         )
-
-
-def _convert(safe: Path, configuration: Path, folder: Path) -> None:
-    pipelines: Any = StableDiffusionPipeline
+    configuration = configuration or fetched_configuration(_CONFIGURATION)
+    missing = [part for part in COMPONENTS if not (configuration / part).is_dir()]
+    if missing:
+        raise PackageError(f"{configuration} lacks {', '.join(missing)}; --config needs a complete diffusers folder")
     try:
-        pipeline = pipelines.from_single_file(
-            str(safe),
-            config=str(configuration),
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-        )
-    except (ValueError, KeyError, OSError, RuntimeError, SingleFileComponentError) as error:
-        raise PackageError(f"{safe.name} does not fit the configuration in {configuration}: {error}") from error
-    pipeline.save_pretrained(folder, safe_serialization=True)
+        _convert(weights, configuration, folder)
+    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError, SingleFileComponentError) as error:
+        raise PackageError(f"{file} does not fit the configuration in {configuration}: {error}") from error
+    for part in COMPONENTS:
+        take_small_files(configuration / part, folder / part)
+
+
+def _convert(weights: Mapping[str, Tensor], configuration: Path, folder: Path) -> None:
+    modules: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    for part, kind in modules.items():
+        # The converters take what they use out of the dictionary.
+        module = kind.from_single_file(
+            dict(weights), config=str(configuration), subfolder=part, local_files_only=True
+        )  # fmt: skip
+        module.save_pretrained(folder / part, safe_serialization=True)
+    text_encoder: Any = create_diffusers_clip_model_from_ldm(
+        CLIPTextModel, dict(weights), config=str(configuration), subfolder="text_encoder", local_files_only=True
+    )
+    text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)

@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from storyloom_model.identity.adapter import IdentityAdapter, StreamMaker
+from storyloom_model.identity.published.adapters import METHODS, read_adapter
+from storyloom_model.identity.storymaker import StoryMakerStreams
 
 Reader: TypeAlias = Callable[[str, str, Mapping[str, Tensor], Any], IdentityAdapter]
 """Method, name of the adapter, weights by the file's names, UNet -> the adapter. Raises PackageError."""
 
-MAKERS: dict[str, type[StreamMaker]] = {}
+MAKERS: dict[str, type[StreamMaker]] = {"storymaker": StoryMakerStreams}
 """Of files in our own form."""
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = dict.fromkeys(METHODS, read_adapter)
 """Of files in the forms that others publish."""

@@ -6,7 +6,7 @@ Parameter names are those of the published file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -136,6 +136,16 @@ class StoryMakerStreams(StreamMaker):
     def __init__(self, resampler: StoryMakerResampler) -> None:
         super().__init__()
         self.resampler = resampler
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See ``StreamMaker``: the resampler's sizes."""
+        return asdict(self.resampler.sizes)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """See ``StreamMaker``."""
+        return cls(StoryMakerResampler(StoryMakerSizes(**config)))
 
     def streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
         """See ``StreamMaker``."""

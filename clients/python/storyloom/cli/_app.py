@@ -17,13 +17,13 @@ from storyloom._story import Solver
 from storyloom._story_file import StoryFile, load_story_file
 from storyloom._version import __version__
 from storyloom.cli import _characters as characters
+from storyloom.cli import _models as models
 from storyloom.cli import _stories as stories
 from storyloom.cli import _wishes as wishes
 from storyloom.cli._connection import Connection, connected
 from storyloom.cli._display import choose_display
 from storyloom.cli._exit import EXIT_CODES, ExitCode, exit_code, explain_in_file
 from storyloom.cli._generate import Job, Outcome, plan_jobs, run_jobs
-from storyloom.cli._models import models
 from storyloom.cli._options import SettingOption, apply, given_fields
 from storyloom.cli._output import complain, errors, explained_errors
 from storyloom.cli._stories import summary
@@ -127,10 +127,10 @@ for _name, _command in (
     ("cancel", stories.cancel),
     ("extend", stories.extend),
     ("redo", stories.redo),
-    ("models", models),
 ):
     app.command(_name, epilog=EXIT_CODES)(_command)
 app.add_typer(characters.app, name="characters")
+app.add_typer(models.app, name="models")
 
 
 @app.command(epilog=EXIT_CODES)
