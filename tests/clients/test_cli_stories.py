@@ -228,11 +228,11 @@ def test_models_are_loaded_unloaded_and_warmed(server: ScriptedServer) -> None:
     assert "behind the command: storyloom models load" in misplaced.stderr
 
 
-def test_models_are_added_by_the_models_own_libraries(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "storyloom", "models", "add", "nothing-here", "--to", str(tmp_path / "model")]
+def test_models_are_added_by_the_models_own_libraries() -> None:
+    command = [sys.executable, "-m", "storyloom", "models", "add", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "nothing-here does not exist; give a diffusers folder" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "A diffusers folder, a single file, or a hub's id" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storyloom_model.identity.published.adapters import read_adapter
-from storyloom_model.identity.published.files import read_metadata, read_weights, sha256
+from storyloom_model.identity.published.files import read_metadata, read_weights
 from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.package import PackageError
 from tests.model.published_files import adapter_shapes, nested, published_unet, random_weights
@@ -111,8 +110,3 @@ def test_a_file_without_tensors_says_so(tmp_path: Path) -> None:
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"a\.bin cannot be read: No such file"):
         read_weights(tmp_path / "a.bin")
-
-
-def test_the_checksum_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"storyloom" * 200_000)
-    assert sha256(tmp_path / "a") == hashlib.sha256(b"storyloom" * 200_000).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from typer.testing import CliRunner
 
 from storyloom_model.adding.__main__ import app
 from storyloom_model.adding.bases import base_of
+from storyloom_model.adding.record import sha256
 from storyloom_model.denoiser import Denoiser
-from storyloom_model.identity.published.files import sha256
 from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.jobs import Identity
 from storyloom_model.package import ModelPackage, PackageError
@@ -218,6 +219,7 @@ def test_sources_and_targets(published: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_checksums_are_held_against_the_files(published: Path, tmp_path: Path) -> None:
     good = sha256(published / "single.safetensors")
+    assert good == hashlib.sha256((published / "single.safetensors").read_bytes()).hexdigest()
     add = ["add", published / "single.safetensors", "--config", published / "base", "--to", tmp_path / "package"]
     said = refused(*add, "--sha256", f"single.safetensors={'0' * 64}")
     assert f"has the SHA-256 {good}, expected was 000" in said

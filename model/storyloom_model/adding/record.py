@@ -1,13 +1,15 @@
-"""What was taken from where, to be shown at the end."""
+"""What was taken from where, to be shown at the end. Loads without torch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storyloom_model.identity.published.files import sha256
 from storyloom_model.package import PackageError
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,12 @@ class Record:
         unseen = sorted(set(self.expected) - {one.source for one in self.taken})
         if unseen:
             raise PackageError(f"--sha256 is given for {', '.join(unseen)}, and no such file was taken")
+
+
+def sha256(file: Path) -> str:
+    """The checksum that hubs show beside a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

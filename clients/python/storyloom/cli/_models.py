@@ -8,7 +8,6 @@ import sys
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
 from storyloom.cli._connection import Connection, connected
 from storyloom.cli._exit import EXIT_CODES, ExitCode
@@ -29,7 +28,7 @@ def list_models(connection: Connection, context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         with connection.client() as client, explained_errors(connection.server):
             print_table(models_table(client.list_models()))
-    elif any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in context.params):
+    elif any(getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in context.params):
         raise typer.BadParameter(f"give options behind the command: storyloom models {context.invoked_subcommand} ...")
 
 

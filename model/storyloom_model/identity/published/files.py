@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor
 from storyloom_model.package import PackageError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_BLOCK_BYTES = 1 << 20
 
 
 def read_weights(file: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -54,15 +52,6 @@ def read_metadata(file: Path) -> dict[str, str]:
         return {}
     with safe_open(file, "pt") as content:
         return dict(content.metadata() or {})
-
-
-def sha256(file: Path) -> str:
-    """The checksum that hubs show beside a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _start_of(file: Path) -> bytes:
