@@ -18,6 +18,8 @@ from storyloom_model.state import StoryState
 Tensors: TypeAlias = Mapping[str, Tensor]
 UNetCall: TypeAlias = Callable[[Tensors], Tensors]
 
+_ADDED = ("text_embeds", "time_ids")
+"""What diffusers calls the conditions beside the text."""
 _PER_SOURCE = ("attention.sources", "attention.previous_maps")
 """Inputs that have a row for each source row; all others have one for each row."""
 
@@ -68,7 +70,8 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
     Args:
         unet: with ``install_story_attention``.
         rule: how maps become masks.
-        inputs: of R rows; those whose names begin with "attention." or "identity." are there if any story needs them.
+        inputs: of R rows; those whose names begin with "attention." or "identity." are there if any story needs them,
+            those with "added." if the UNet takes them.
 
     Returns:
         "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
@@ -92,6 +95,7 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
         inputs["times"],
         encoder_hidden_states=inputs["text"],
         cross_attention_kwargs=options,
+        added_cond_kwargs={name: inputs[f"added.{name}"] for name in _ADDED if f"added.{name}" in inputs} or None,
         return_dict=False,
     )[0]
     return {"values": values} | ({"maps": options["story"].average_maps()} if "story" in options else {})
@@ -109,6 +113,8 @@ def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
     for layer, of_stories in enumerate(zip(*(state.text_keys_values for state in states), strict=True)):
         inputs[f"key.{layer}"] = _joined([keys for keys, _ in of_stories])
         inputs[f"value.{layer}"] = _joined([values for _, values in of_stories])
+    if states[0].pooled_text is not None:
+        inputs |= _added(states)
     if any(state.uses_maps for state in states):
         inputs |= {f"attention.{name}": value for name, value in _attention(states, device).items()}
     if any(state.identity is not None for state in states):
@@ -138,6 +144,18 @@ def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     grown["attention.previous_maps"] = _wider(_grow(maps, capacity.rows), capacity.cast)
     streams = _streams(grown)
     return grown if streams is None else grown | _flat(streams.padded(capacity.identity_tokens, capacity.streams))
+
+
+def _added(states: Sequence[StoryState]) -> dict[str, Tensor]:
+    """SDXL's conditions beside the text: its pooled embedding, and that a picture is of its size and not a part of one.
+
+    The six numbers are height and width before cropping, the crop's top and left, and height and width after it.
+    """
+    pooled = [state.pooled_text for state in states if state.pooled_text is not None]
+    sizes = [[state.job.height, state.job.width, 0, 0, state.job.height, state.job.width] for state in states]
+    rows = torch.tensor([state.rows for state in states], device=pooled[0].device)
+    times = torch.tensor(sizes, dtype=torch.float32, device=pooled[0].device)
+    return {"added.text_embeds": _joined(pooled), "added.time_ids": times.repeat_interleave(rows, dim=0)}
 
 
 def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, Tensor]:

@@ -12,22 +12,27 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from storyloom_model.manifest import Manifest
-from storyloom_model.package import ModelPackage, write_manifest
+from storyloom_model.package import ModelPackage, components_in, write_manifest
 
 
 @dataclass(slots=True)
 class Components:
-    """The modules of a package. ``scheduler`` holds the noise schedule; each story builds its own solver from it."""
+    """The modules of a package. ``scheduler`` holds the noise schedule; each story builds its own solver from it.
+
+    Those of the form of SDXL have a second text encoder with its tokenizer.
+    """
 
     unet: Any
     vae: Any
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
 
 
 def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
@@ -39,7 +44,9 @@ def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dty
         dtype: of all weights.
     """
 
-    def load(module: Any, part: str, dtype_option: str = "torch_dtype") -> Any:
+    paired = "text_encoder_2" in components_in(package.folder)
+
+    def load(module: Any, part: str, dtype_option: str = "torch_dtype", dtype: torch.dtype = dtype) -> Any:
         options = {dtype_option: dtype, "local_files_only": True, "use_safetensors": True}
         return module.from_pretrained(package.folder / part, **options).to(device).eval().requires_grad_(False)
 
@@ -47,10 +54,13 @@ def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dty
     with _no_progress_bars():
         return Components(
             unet=load(UNet2DConditionModel, "unet"),
-            vae=load(AutoencoderKL, "vae"),
+            # SDXL's overflows in half precision.
+            vae=load(AutoencoderKL, "vae", dtype=torch.float32 if paired and dtype == torch.float16 else dtype),
             text_encoder=load(CLIPTextModel, "text_encoder", "dtype"),
             tokenizer=package.load_tokenizer(),
             scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
+            text_encoder_2=load(CLIPTextModelWithProjection, "text_encoder_2", "dtype") if paired else None,
+            tokenizer_2=package.load_tokenizer("tokenizer_2") if paired else None,
         )
 
 
@@ -87,11 +97,14 @@ def save_package(
     """
     if set(adapters) != set(manifest.adapters):
         raise ValueError(f"the manifest lists adapters {sorted(manifest.adapters)}, weights are for {sorted(adapters)}")
-    for part in ("unet", "vae", "text_encoder"):
+    second = ("text_encoder_2",) if components.text_encoder_2 is not None else ()
+    for part in ("unet", "vae", "text_encoder", *second):
         module = getattr(components, part)
         (module if dtype is None else module.to(dtype)).save_pretrained(folder / part, safe_serialization=True)
         _forget_origin(folder / part / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")
+    if second:
+        components.tokenizer_2.save_pretrained(folder / "tokenizer_2")
     components.scheduler.save_pretrained(folder / "scheduler")
     for name, weights in adapters.items():
         file = folder / manifest.adapters[name]

@@ -99,7 +99,11 @@ class Denoiser:
         changes = {name: adapter.low_rank for name, adapter in self._identity_adapters.items() if adapter.low_rank}
         self._variants = Variants(self._unets, changes, loras, options.max_variants, self._runner.forget)
         self._abilities = Abilities(self.manifest, self.runtime, tuple(self._identity_adapters), tuple(loras))
-        self._text_encoder = TextEncoder(components.tokenizer, components.text_encoder)
+        self._text_encoder = TextEncoder(
+            components.tokenizer,
+            components.text_encoder,
+            None if components.text_encoder_2 is None else (components.tokenizer_2, components.text_encoder_2),
+        )
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
 
@@ -138,10 +142,13 @@ class Denoiser:
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
         prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
-        text = self._text_encoder.embed([prompt.text for prompt in prompts])
+        embedded = self._text_encoder.embed([prompt.text for prompt in prompts])
+        text, pooled = embedded.hidden, embedded.pooled
         if job.guided:
             negative = self._text_encoder.embed([job.negative_prompt])
-            text = torch.cat([negative.expand_as(text), text])
+            text = torch.cat([negative.hidden.expand_as(text), text])
+            if pooled is not None and negative.pooled is not None:
+                pooled = torch.cat([negative.pooled.expand_as(pooled), pooled])
         shape = self._latent_shape(job)
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
@@ -161,6 +168,7 @@ class Denoiser:
             anchors=_read_latents(job.anchors, shape).to(text.device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
             identity=self._identity(job),
+            pooled_text=pooled,
         )
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,22 +12,42 @@ from torch import Tensor
 from storyloom_model.prompts import ComposedPrompt, token_flags
 
 
-class TextEncoder:
-    """A CLIP tokenizer and text encoder. Text beyond the tokenizer's length is cut."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TextEmbeddings:
+    """What is known of n texts: ``hidden`` is [n, T, D]; ``pooled`` [n, P] in the form of SDXL, else None."""
 
-    def __init__(self, tokenizer: Any, model: Any) -> None:
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+
+class TextEncoder:
+    """A CLIP tokenizer and text encoder. Text beyond the tokenizer's length is cut.
+
+    Args:
+        tokenizer: of the text encoder.
+        model: its last hidden states are the text.
+        second: in the form of SDXL another tokenizer and text encoder; the text is then the last hidden states but one
+            of both, side by side, and what the second makes of the text as a whole.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, second: tuple[Any, Any] | None = None) -> None:
         self._tokenizer = tokenizer
         self._model = model
+        self._second = second
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """The last hidden states, [len(texts), T, D], in the model's dtype."""
-        ids = self._tokenize(texts, return_tensors="pt")["input_ids"]
-        hidden: Tensor = self._model(ids.to(self._model.device))[0]
-        return hidden
+    def embed(self, texts: Sequence[str]) -> TextEmbeddings:
+        """The texts in the model's dtype."""
+        ids = self._ids(self._tokenizer, texts)
+        if self._second is None:
+            return TextEmbeddings(self._model(ids)[0])
+        tokenizer, model = self._second
+        first = self._model(ids, output_hidden_states=True).hidden_states[-2]
+        found = model(self._ids(tokenizer, texts), output_hidden_states=True)
+        return TextEmbeddings(torch.cat([first, found.hidden_states[-2]], dim=-1), found.text_embeds)
 
     def token_mask(self, prompts: Sequence[ComposedPrompt], characters: Sequence[str]) -> Tensor:
         """bool [len(prompts), len(characters), T], True where a token is part of a character's description."""
-        tokenized = self._tokenize([prompt.text for prompt in prompts], return_offsets_mapping=True)
+        tokenized = _tokenize(self._tokenizer, [prompt.text for prompt in prompts], return_offsets_mapping=True)
         flags = [
             [token_flags(offsets, prompt.spans.get(name, ())) for name in characters]
             for offsets, prompt in zip(tokenized["offset_mapping"], prompts, strict=True)
@@ -34,6 +55,12 @@ class TextEncoder:
         shape = (len(prompts), len(characters), self._tokenizer.model_max_length)
         return torch.tensor(flags, dtype=torch.bool, device=self._model.device).reshape(shape)
 
-    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
-        length = self._tokenizer.model_max_length
-        return self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, **options)
+    def _ids(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+        ids: Tensor = _tokenize(tokenizer, texts, return_tensors="pt")["input_ids"]
+        return ids.to(self._model.device)
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+    return tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, **options
+    )

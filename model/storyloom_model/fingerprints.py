@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storyloom_model.jobs import StoryJob
-from storyloom_model.package import COMPONENTS, MANIFEST_FILE, ModelPackage
+from storyloom_model.package import MANIFEST_FILE, ModelPackage, components_in
 from storyloom_model.prompts import ComposedPrompt
 
 _BLOCK_BYTES = 1 << 16
@@ -26,7 +26,7 @@ def package_fingerprint(package: ModelPackage) -> str:
     """
     folder = package.folder
     files = [folder / MANIFEST_FILE, *(folder / file for file in package.weights_files)]
-    for part in COMPONENTS:
+    for part in components_in(folder):
         files += sorted(file for file in (folder / part).rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
     for file in files:

@@ -1,6 +1,7 @@
 """Model packages on disk: a folder in diffusers layout with a ``storyloom.yaml``. Loads without torch.
 
-storyloom.yaml  unet/  vae/  text_encoder/  tokenizer/  scheduler/  and the adapters' files, perhaps encoders
+storyloom.yaml  unet/  vae/  text_encoder/  tokenizer/  scheduler/  and the adapters' files, perhaps encoders;
+in the form of SDXL text_encoder_2/ and tokenizer_2/, too
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ COMPONENTS = {
     "scheduler": "scheduler_config.json",
 }
 """Folders of a package, and the file that must be in each."""
+SECOND_TEXT_ENCODER = {"text_encoder_2": "config.json", "tokenizer_2": "tokenizer_config.json"}
+"""Those that are in packages in the form of SDXL beside them."""
 
 
 class PackageError(Exception):
@@ -44,7 +47,7 @@ class ModelPackage:
             PackageError: a file is missing, or the manifest is not valid.
         """
         package = cls(folder, read_manifest(folder))
-        files = [Path(part, file) for part, file in COMPONENTS.items()]
+        files = [Path(part, file) for part, file in components_in(folder).items()]
         files += map(Path, package.weights_files)
         missing = [str(file) for file in files if not (folder / file).is_file()]
         missing += [str(path) for path in package.encoder_paths if not (folder / path).exists()]
@@ -79,11 +82,16 @@ class ModelPackage:
             raise PackageError(f"{self.manifest.name} has no adapter called {name}; use one of {known}")
         return self.folder / self.manifest.adapters[name]
 
-    def load_tokenizer(self) -> Any:
-        """Loads the package's fast CLIP tokenizer from its own files, never from a hub."""
+    def load_tokenizer(self, part: str = "tokenizer") -> Any:
+        """Loads a fast CLIP tokenizer of the package from its own files, never from a hub."""
         from transformers import CLIPTokenizer  # Takes a second: only for those who tokenize.
 
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        return CLIPTokenizer.from_pretrained(self.folder / part, local_files_only=True)
+
+
+def components_in(folder: Path) -> dict[str, str]:
+    """The components that a model's folder has to have: two text encoders if it has a second one."""
+    return COMPONENTS | (SECOND_TEXT_ENCODER if any((folder / part).is_dir() for part in SECOND_TEXT_ENCODER) else {})
 
 
 def read_manifest(folder: Path) -> Manifest:

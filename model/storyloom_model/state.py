@@ -33,6 +33,7 @@ class StoryState:
     prompt's rows first if the story is guided; ``text_keys_values`` is what the layers of its UNet make of it.
     ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final latents and ``anchor_noise`` is what they are
     seen under, [A, C, h, w] float32 both. ``identity`` are the streams of all rows; None: nobody has references.
+    ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None.
     ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
     """
 
@@ -47,6 +48,7 @@ class StoryState:
     anchors: Tensor
     anchor_noise: Tensor
     identity: IdentityStreams | None = None
+    pooled_text: Tensor | None = None
     previous_maps: Tensor | None = None
     error: str | None = None
 
@@ -70,7 +72,7 @@ class StoryState:
         """Bytes of all tensors of the story, the solver's history included; keys and values are most of them."""
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
-        optional = sum(one.nbytes for one in (self.previous_maps, self.identity) if one is not None)
+        optional = sum(one.nbytes for one in (self.previous_maps, self.identity, self.pooled_text) if one is not None)
         return optional + sum(value.nbytes for value in kept)
 
     @property

@@ -150,7 +150,7 @@ def nested(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return halves
 
 
-def published_unet(width: int = 64) -> Any:
+def published_unet(width: int = 64, **changes: Any) -> Any:
     """Two levels, six attention layers of each kind, a text of this width."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -163,6 +163,7 @@ def published_unet(width: int = 64) -> Any:
             attention_head_dim=(2, 4),
             cross_attention_dim=width,
             norm_num_groups=8,
+            **changes,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests.model.published_files import published_unet
 from tests.model.tiny import tiny_scheduler, tiny_text_encoder, tiny_tokenizer, tiny_vae
@@ -48,17 +49,45 @@ _VAE = {
 }
 
 
-def write_folder(folder: Path) -> dict[str, Any]:
+SECOND_WIDTH, POOLED, TIME_WIDTH = 48, 24, 8
+"""Of the second text encoder in the form of SDXL, and of what the UNet makes of each number of a size."""
+
+
+def second_text_encoder(tokenizer: Any) -> CLIPTextModelWithProjection:
+    """Of other widths and depth than the first."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=SECOND_WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=POOLED,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def write_folder(folder: Path, *, sdxl: bool = False) -> dict[str, Any]:
     """Writes the diffusers folder of a model, with a model_index.json; returns its modules by their folders."""
     torch.manual_seed(11)
     tokenizer = tiny_tokenizer()
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": TIME_WIDTH,
+        "projection_class_embeddings_input_dim": 6 * TIME_WIDTH + POOLED,
+    }
     modules = {
-        "unet": published_unet(TEXT_WIDTH),
+        "unet": published_unet(TEXT_WIDTH + SECOND_WIDTH, **added) if sdxl else published_unet(TEXT_WIDTH),
         "vae": tiny_vae(),
         "text_encoder": tiny_text_encoder(tokenizer),
         "tokenizer": tokenizer,
         "scheduler": tiny_scheduler(),
     }
+    if sdxl:
+        modules |= {"text_encoder_2": second_text_encoder(tokenizer), "tokenizer_2": tokenizer}
     for part, module in modules.items():
         module.save_pretrained(folder / part)
     index: dict[str, Any] = {

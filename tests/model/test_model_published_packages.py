@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
@@ -34,7 +35,7 @@ from tests.model.published_files import (
     random_weights,
     storymaker_shapes,
 )
-from tests.model.published_models import TEXT_WIDTH, write_folder, write_single_file
+from tests.model.published_models import SECOND_WIDTH, TEXT_WIDTH, write_folder, write_single_file
 from tests.model.tiny import finish, tiny_job
 
 WEIGHTS = {
@@ -52,6 +53,54 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for suffix in (".safetensors", ".ckpt"):
         write_single_file(folder / f"single{suffix}", modules)
     return folder
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A package made of a folder in the form of SDXL, and the modules that the folder was made of."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    modules = write_folder(folder / "base", sdxl=True)
+    file = adapter_file(folder, "storymaker", "mask.safetensors", TEXT_WIDTH + SECOND_WIDTH)
+    added("add", folder / "base", "--to", folder / "package", "--adapter", file)
+    return folder / "package", modules
+
+
+@torch.inference_mode()
+def test_sdxl_makes_what_diffusers_makes(sdxl: tuple[Path, dict[str, Any]]) -> None:
+    """A story of one frame against diffusers' pipeline: both text encoders, pooled text, sizes, guidance."""
+    package, modules = sdxl
+    pipelines: Any = StableDiffusionXLPipeline
+    pipeline = pipelines(**modules, add_watermarker=False)
+    job = tiny_job(1, steps=2, adapter=None, width=96)
+    state = Denoiser.load(package).encode(job)
+    expected = pipeline(
+        job.frames[0].prompt.text,
+        negative_prompt=job.negative_prompt,
+        width=96,
+        height=64,
+        num_inference_steps=2,
+        guidance_scale=job.guidance_scale,
+        latents=state.latents.clone(),
+        output_type="latent",
+    ).images
+    found = finish(Denoiser.load(package), job).latents
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sdxl_stories_share_calls_and_take_storymaker(sdxl: tuple[Path, dict[str, Any]]) -> None:
+    denoiser = Denoiser.load(sdxl[0], one_call=True)
+    assert denoiser.manifest.description == "SDXL"
+    jobs = [
+        tiny_job(2, seed, steps=2, adapter=None, identities=(Identity("mia", identity(seed).to_bytes()),),
+                 identity_adapter="mask")
+        for seed in (1, 2)
+    ]  # fmt: skip
+    states = [denoiser.encode(job) for job in jobs]
+    while not states[0].done:
+        denoiser.step(states)
+    for job, state in zip(jobs, states, strict=True):
+        torch.testing.assert_close(state.latents, finish(denoiser, job).latents, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(states[0].latents, story(denoiser))
 
 
 @pytest.fixture
@@ -199,7 +248,9 @@ def test_what_is_wrong_with_a_single_file_is_said(published: Path, tmp_path: Pat
     )
     sdxl = "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight"
     save_file({sdxl: torch.zeros(1)}, tmp_path / "d.safetensors")
-    assert "in the form of SDXL, which cannot be served yet" in refused("add", tmp_path / "d.safetensors", *config)
+    assert "in the form of SDXL, whose single files are not read yet" in refused(
+        "add", tmp_path / "d.safetensors", *config
+    )
 
 
 def test_sources_and_targets(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +280,12 @@ def test_checksums_are_held_against_the_files(published: Path, tmp_path: Path) -
 
 
 def test_bases_have_settings_of_their_own() -> None:
+    sdxl = base_of(UNETS["SDXL"])
+    assert (sdxl.title, sdxl.sizes[0], sdxl.steps, sdxl.solver) == ("SDXL", (1024, 1024), 25, "unipc")
     sd15 = base_of(UNETS["SD 1.5"])
     assert (sd15.title, sd15.sizes[0], sd15.steps, sd15.guidance_scale) == ("SD 1.5", (512, 512), 30, 7.0)
     for changes, message in (
-        (UNETS["SDXL"], "in the form of SDXL"),
+        ({"addition_embed_type": "image"}, "takes more than a text"),
         ({"in_channels": 9}, "takes 9 channels, as models for inpainting"),
         ({"class_embed_type": "timestep"}, "takes more than a text"),
     ):
@@ -258,8 +311,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pack, folder / "image"
 
 
-def adapter_file(folder: Path, form: str, name: str) -> Path:
-    layers = attention_layers(published_unet(TEXT_WIDTH))
+def adapter_file(folder: Path, form: str, name: str, width: int = TEXT_WIDTH) -> Path:
+    layers = attention_layers(published_unet(width))
     shapes = storymaker_shapes(layers) if form == "storymaker" else adapter_shapes(form, layers)
     file = folder / name
     weights = random_weights(shapes)

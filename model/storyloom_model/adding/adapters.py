@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from storyloom_model.adding.components import empty_component
 from storyloom_model.adding.record import Record
 from storyloom_model.identity.published.adapters import EMPTY_STATES, keeps_of, method_of, read_adapter, reads_states
 from storyloom_model.identity.published.files import read_metadata, read_weights
 from storyloom_model.identity.published.forms import Form, detect
 from storyloom_model.identity.published.lora import UNET, LoraSettings, read_lora
 from storyloom_model.manifest import IdentityAdapterFile, Manifest
-from storyloom_model.package import PackageError
+from storyloom_model.package import PackageError, components_in
 
 _FULL_TOKENS = 257
 """Of a reference in the full form: all states of an image encoder for 224 pixels and patches of 14."""
@@ -61,7 +60,7 @@ def take_adapter(
     if form == Form.LORA:
         return _take_lora(folder, manifest, file, record, name, weights)
     method = method or method_of(form, file.name)
-    read_adapter(method, name, weights, _unet(folder))
+    read_adapter(method, name, weights, empty_component(folder, UNET))
     note = method
     if reads_states(method):
         states = _empty_states(folder, manifest)
@@ -84,14 +83,12 @@ def take_adapter(
 def _take_lora(
     folder: Path, manifest: Manifest, file: Path, record: Record, name: str, weights: Mapping[str, Tensor]
 ) -> Manifest:
-    config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    with torch.device("meta"):
-        text_encoder = CLIPTextModel(CLIPTextConfig(**config))
-    modules = {UNET: _unet(folder), "text_encoder": text_encoder}
+    parts = [part for part in (UNET, "text_encoder", "text_encoder_2") if part in components_in(folder)]
+    modules = {part: empty_component(folder, part) for part in parts}
     changes = read_lora(name, weights, modules, _settings(file))
     if UNET not in changes:
         raise PackageError(f"LoRA {name} changes nothing of the UNet; such cannot be served")
-    others = len(changes.get("text_encoder", {}))
+    others = sum(len(found) for part, found in changes.items() if part != UNET)
     record.add(f"LoRA {name}", file, f"{others} changes of the text encoder left out" if others else "")
     path = f"loras/{name}.safetensors"
     halves = {f"{key}.down": change.down for key, change in changes[UNET].items()}
@@ -108,13 +105,6 @@ def _settings(file: Path) -> LoraSettings | None:
         return LoraSettings.of({k.removeprefix(prefix): v for k, v in json.loads(kept).items() if k.startswith(prefix)})
     beside = file.with_name("adapter_config.json")
     return LoraSettings.of(json.loads(beside.read_text())) if beside.is_file() else None
-
-
-def _unet(folder: Path) -> Any:
-    """The package's UNet without contents."""
-    units: Any = UNet2DConditionModel
-    with torch.device("meta"):
-        return units.from_config(json.loads((folder / "unet" / "config.json").read_text()))
 
 
 @torch.inference_mode()

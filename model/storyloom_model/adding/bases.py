@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storyloom_model.manifest import SolverName
@@ -25,6 +25,8 @@ class Base:
 
 _SD15_SIZES = ((512, 512), (512, 640), (640, 512), (512, 768), (768, 512), (768, 768))
 _SD15 = Base("SD 1.5", _SD15_SIZES, steps=30, guidance_scale=7.0)
+_SDXL_SIZES = ((1024, 1024), (896, 1152), (1152, 896), (832, 1216), (1216, 832), (960, 1280), (1280, 960))
+_SDXL = Base("SDXL", _SDXL_SIZES, steps=25, guidance_scale=7.5, solver="unipc")
 _FACTOR = 8
 """Pixels of a latent's side."""
 
@@ -38,17 +40,15 @@ def base_of(unet: Mapping[str, Any]) -> Base:
     Raises:
         PackageError: packages cannot be made of it.
     """
-    if unet.get("addition_embed_type") is not None:
-        raise PackageError(
-            "this is a model in the form of SDXL, with two text encoders, which cannot be served yet; take one in the "
-            "form of SD 1.5"
-        )
     channels = unet.get("in_channels", 4)
     if channels != 4:
         raise PackageError(
             f"the UNet takes {channels} channels, as models for inpainting and editing do; take the model itself"
         )
-    if unet.get("encoder_hid_dim_type") is not None or unet.get("class_embed_type") is not None:
-        raise PackageError("the UNet takes more than a text; take a model in the form of SD 1.5")
-    side = _FACTOR * int(unet.get("sample_size") or 64)
-    return _SD15 if side == _SD15_SIZES[0][0] else Base("SD 1.5", ((side, side),), _SD15.steps, _SD15.guidance_scale)
+    added = unet.get("addition_embed_type")
+    more = (unet.get(kind) for kind in ("encoder_hid_dim_type", "class_embed_type"))
+    if any(kind is not None for kind in more) or added not in (None, "text_time"):
+        raise PackageError("the UNet takes more than a text; take a model in the form of SD 1.5 or SDXL")
+    base = _SD15 if added is None else _SDXL
+    side = _FACTOR * int(unet.get("sample_size") or base.sizes[0][0] // _FACTOR)
+    return base if side == base.sizes[0][0] else replace(base, sizes=((side, side),))

@@ -14,12 +14,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from storyloom_model.adding.record import Record
 from storyloom_model.identity.published.files import read_weights
 from storyloom_model.identity.published.layers import listed
-from storyloom_model.package import COMPONENTS, PackageError
+from storyloom_model.package import PackageError, components_in
 
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Of the VAE's attention in files written before diffusers renamed it."""
@@ -35,7 +35,12 @@ class _Weights:
 
 _DIFFUSERS = _Weights("diffusion_pytorch_model", "diffusion_pytorch_model")
 _TRANSFORMERS = _Weights("model", "pytorch_model")
-WEIGHTS = {"unet": _DIFFUSERS, "vae": _DIFFUSERS, "text_encoder": _TRANSFORMERS}
+WEIGHTS = {
+    "unet": _DIFFUSERS,
+    "vae": _DIFFUSERS,
+    "text_encoder": _TRANSFORMERS,
+    "text_encoder_2": _TRANSFORMERS,
+}
 
 
 def take_components(source: Path, target: Path, record: Record, *, allow_pickle: bool) -> None:
@@ -44,13 +49,14 @@ def take_components(source: Path, target: Path, record: Record, *, allow_pickle:
     Raises:
         PackageError: a component is missing, damaged, pickled without leave, or does not fit.
     """
-    missing = [f"{part}/{file}" for part, file in COMPONENTS.items() if not (source / part / file).is_file()]
+    components = components_in(source)
+    missing = [f"{part}/{file}" for part, file in components.items() if not (source / part / file).is_file()]
     if missing:
         raise PackageError(f"{source} is no complete diffusers folder; it lacks {', '.join(missing)}")
-    for part in COMPONENTS:
+    for part in components:
         take_small_files(source / part, target / part)
-    for part, names in WEIGHTS.items():
-        _take_weights(source / part, target / part, names, record, allow_pickle=allow_pickle)
+    for part in (part for part in WEIGHTS if part in components):
+        _take_weights(source / part, target / part, WEIGHTS[part], record, allow_pickle=allow_pickle)
         _check_weights(part, target / part)
 
 
@@ -123,11 +129,17 @@ def _check_weights(part: str, folder: Path) -> None:
 
 
 def _shapes_of(part: str, folder: Path) -> Mapping[str, tuple[int, ...]]:
-    config = json.loads((folder / "config.json").read_text())
-    modules: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    state: Mapping[str, Any] = empty_component(folder.parent, part).state_dict()
+    return {_present_name(key): tuple(value.shape) for key, value in state.items()}
+
+
+def empty_component(folder: Path, part: str) -> Any:
+    """A component of a model in diffusers layout without contents, on the meta device."""
+    config = json.loads((folder / part / "config.json").read_text())
+    models: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    texts: Any = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     with torch.device("meta"):
-        module = modules[part].from_config(config) if part in modules else CLIPTextModel(CLIPTextConfig(**config))
-    return {_present_name(key): tuple(value.shape) for key, value in module.state_dict().items()}
+        return models[part].from_config(config) if part in models else texts[part](CLIPTextConfig(**config))
 
 
 def _present_name(key: str) -> str:

@@ -37,7 +37,9 @@ def convert_single_file(file: Path, configuration: Path | None, folder: Path, *,
         key.removeprefix("state_dict."): value for key, value in read_weights(file, allow_pickle=allow_pickle).items()
     }
     if _SDXL_KEY in weights:
-        raise PackageError(f"{file} is a model in the form of SDXL, which cannot be served yet; take one of SD 1.5")
+        raise PackageError(
+            f"{file} is a model in the form of SDXL, whose single files are not read yet; take its diffusers folder"
+        )
     if _UNET_KEY not in weights:
         raise PackageError(
             f"{file} is no whole model: it lacks {_UNET_KEY}. Adapters and LoRA are added with --adapter"
