@@ -23,7 +23,7 @@ from storyloom_model.adding.record import sha256
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.jobs import Identity
-from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.package import ModelPackage, PackageError, write_manifest
 from tests.model.published_files import (
     EMBEDDING,
     STATES,
@@ -62,6 +62,8 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     modules = write_folder(folder / "base", sdxl=True)
     file = adapter_file(folder, "storymaker", "mask.safetensors", TEXT_WIDTH + SECOND_WIDTH)
     added("add", folder / "base", "--to", folder / "package", "--adapter", file)
+    manifest = ModelPackage.load(folder / "package").manifest
+    write_manifest(folder / "package", manifest.model_copy(update={"sizes": (*manifest.sizes, (96, 64))}))
     return folder / "package", modules
 
 
