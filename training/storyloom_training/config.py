@@ -91,6 +91,37 @@ class SynchronizerRecipe:
 
 
 @dataclass(frozen=True)
+class InjectorRecipe:
+    """Storynizor's ID-Injector: resampler and identity keys and values, trained on groups of the synchronised model.
+
+    Odds are fractions of persons (`full`, `clothes`: how much a caption says of their looks, else hardly anything) or
+    of groups (the others).
+    """
+
+    groups: int = 6
+    frames: int = 4
+    feature_groups: int = 1500  # how many groups of the data get features
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    warmup: int = 30
+    say_steps: int = 1500  # steps in which the resampler first learns to say what the text says of a face
+    say_batch: int = 64
+    tokens: int = 4
+    depth: int = 2
+    heads: int = 4
+    head_dim: int = 64
+    stacked: bool = False  # the ablation: all faces of a group in one stream, in place of shuffled references
+    full_odds: float = 0.2
+    clothes_odds: float = 0.3
+    text_dropout: float = 0.05
+    identity_dropout: float = 0.05
+    both_dropout: float = 0.05
+    true_region_odds: float = 0.3  # how often streams act in the true masks rather than in the maps'
+    mask_loss: float = 0.02
+    ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that makes one model package."""
 
@@ -101,6 +132,7 @@ class Recipe:
     text: TextRecipe = field(default_factory=TextRecipe)
     base: BaseRecipe = field(default_factory=BaseRecipe)
     synchronizer: SynchronizerRecipe = field(default_factory=SynchronizerRecipe)
+    injector: InjectorRecipe = field(default_factory=InjectorRecipe)
 
 
 MINI_128 = Recipe("mini-128")
@@ -111,6 +143,7 @@ MINI_256 = replace(
     vae=VaeRecipe(channels=(32, 64, 128, 128), joint_steps=40000, decoder_steps=20000, crop=128, learning_rate=5e-4),
     base=BaseRecipe(batch=128, steps=60000, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
     synchronizer=SynchronizerRecipe(groups=16, frames=6, steps=8000, ema_decay=0.999),
+    injector=InjectorRecipe(groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999),
 )
 # For tests: every stage runs in seconds, nothing is learnt.
 SMOKE = replace(
@@ -126,5 +159,9 @@ SMOKE = replace(
         warmup=2,
     ),
     synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
+    injector=InjectorRecipe(
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=2,
+        head_dim=16,
+    ),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

@@ -30,6 +30,16 @@ class Description:
     stated: frozenset[str]
 
 
+@dataclass(frozen=True)
+class FaceDescription:
+    """Words for a face; `ends` is where the phrases for the person, the hair, what is worn on the face and the skin
+    end.
+    """
+
+    text: str
+    ends: tuple[int, ...]
+
+
 def _article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
@@ -88,6 +98,31 @@ def describe(rng: Random, person: Person) -> Description:
     if clothes:
         text += (", wearing " if features else " wearing ") + _join(clothes)
     return Description(text, frozenset(stated))
+
+
+def describe_briefly(rng: Random, person: Person, *, clothes: bool) -> Description:
+    """Says who a person is and at most what they wear; the rest is for references to show."""
+    stated = {"gender"}
+    noun = rng.choice(words.NOUN[person.age, person.gender])
+    if rng.random() < 0.5:
+        noun = f"{rng.choice(words.AGE[person.age])} {noun}"
+        stated.add("age")
+    worn = _clothes(rng, person, stated) if clothes else []
+    return Description(_article(noun) + (" wearing " + _join(worn) if worn else ""), frozenset(stated))
+
+
+def describe_face(rng: Random, person: Person) -> FaceDescription:
+    """Puts everything into words that words can say of a face."""
+    text = _article(f"{rng.choice(words.AGE[person.age])} {rng.choice(words.NOUN[person.age, person.gender])}")
+    ends = [len(text)]
+    text += f" with {rng.choice(words.HAIR_STYLE[person.hair_style]).format(colour=person.hair_colour)}"
+    ends.append(len(text))
+    for table, value in ((words.GLASSES, person.glasses), (words.FACIAL_HAIR, person.facial_hair)):
+        if value != "none":
+            text += f", {table[value][0]}"
+    ends.append(len(text))
+    text += f" and {person.skin} skin"
+    return FaceDescription(text, (*ends, len(text)))
 
 
 def describe_cast(group: Group, variant: int = 0) -> tuple[Description, ...]:

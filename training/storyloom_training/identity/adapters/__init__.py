@@ -1,0 +1,1 @@
+"""Trains identity adapters of the built-in model: what makes streams of the encoders' features."""

@@ -1,0 +1,113 @@
+"""Batches of identity training: groups, their captions, and whom each frame gets references of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from storyloom_training.config import InjectorRecipe
+from storyloom_training.identity.adapters.captions import IdentityCaptioner
+from storyloom_training.identity.adapters.features import PeopleFeatures
+from storyloom_training.identity.adapters.references import NOBODY, shuffled_references, stacked_references
+from storyloom_training.storydb.captions import Caption
+from storyloom_training.storydb.dataset import MAX_PEOPLE, StoryDB
+from storyloom_training.synchronizer import token_masks
+
+
+@dataclass(frozen=True)
+class References:
+    """Entries of `PeopleFeatures`, int64 [rows, people, references], NOBODY where there is none.
+
+    Where `zeroed`, bool [rows], features are zeros, as under the negative prompt.
+    """
+
+    entries: Tensor
+    zeroed: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """bool [rows, people]."""
+        return self.entries[..., 0] != NOBODY
+
+
+@dataclass(frozen=True)
+class IdentityBatch:
+    """Rows in groups of equally many frames. A dropped caption is None."""
+
+    pictures: list[int]
+    people: list[int]
+    captions: list[Caption | None]
+    references: References
+
+    @property
+    def texts(self) -> list[str]:
+        return ["" if caption is None else caption.text for caption in self.captions]
+
+    def token_masks(self, tokenizer: CLIPTokenizer, length: int) -> Tensor:
+        """bool [rows, people, length]: the tokens of each person.
+
+        In a dropped caption they are the end token for all, which says that they are there, and not where.
+        """
+        masks = token_masks(tokenizer, self.captions, length)
+        for row, (caption, people) in enumerate(zip(self.captions, self.people, strict=True)):
+            if caption is None:
+                masks[row, :people, 1] = True
+        return masks
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Draws batches of a data set with features."""
+
+    data: StoryDB
+    features: PeopleFeatures
+    plan: InjectorRecipe
+
+    def draw(self, draw: torch.Generator, step: int) -> IdentityBatch:
+        """A batch of random groups."""
+        groups = torch.randint(self.features.groups, (self.plan.groups,), generator=draw).tolist()
+        return self.of_groups(groups, draw, step, drop=True)
+
+    def of_groups(self, groups: list[int], draw: torch.Generator, step: int, *, drop: bool) -> IdentityBatch:
+        """A batch of these groups. With `drop`, some go without their captions, their references or both."""
+        plan = self.plan
+        captioner = IdentityCaptioner(self.data, plan.full_odds, plan.clothes_odds)
+        pictures: list[int] = []
+        people: list[int] = []
+        captions: list[Caption | None] = []
+        entries, zeroed = [], []
+        for group in groups:
+            frames = torch.randperm(self.data.frames, generator=draw)[: plan.frames].tolist()
+            chance = float(torch.rand((), generator=draw)) if drop else 1.0
+            no_text = chance < plan.text_dropout + plan.both_dropout
+            no_identity = plan.text_dropout <= chance < plan.text_dropout + plan.both_dropout + plan.identity_dropout
+            pictures += [group * self.data.frames + frame for frame in frames]
+            people += [len(self.data.group(group).cast)] * plan.frames
+            captions += [None] * plan.frames if no_text else captioner(group, frames, step)
+            entries.append(self._references(group, frames, draw))
+            zeroed += [no_identity] * plan.frames
+        return IdentityBatch(pictures, people, captions, References(torch.cat(entries), torch.tensor(zeroed)))
+
+    def _references(self, group: int, frames: list[int], draw: torch.Generator) -> Tensor:
+        """int64 [frames, people, references]."""
+        table = self.features.table[group]
+        visible = table != NOBODY
+        if self.plan.stacked:
+            chosen = stacked_references(visible, frames)
+        else:
+            chosen = shuffled_references(visible, frames, draw)
+        places = torch.arange(MAX_PEOPLE).view(1, -1, 1).expand_as(chosen)
+        return torch.where(chosen == NOBODY, NOBODY, table[chosen.clamp(min=0), places])
+
+
+def of_others(references: References, rows: int) -> References:
+    """The same frames with the references of other people: those `rows` rows earlier, of another group.
+
+    Where the other group has fewer people, its first person stands in.
+    """
+    other = references.entries.roll(rows, 0)
+    other = torch.where(other == NOBODY, other[:, :1], other)
+    return References(torch.where(references.present[..., None], other, NOBODY), references.zeroed)

@@ -1,0 +1,38 @@
+"""The adapters that can be trained, by the name of their file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from storyloom_training.config import InjectorRecipe, Recipe
+from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
+from storyloom_training.identity.adapters.saying import learn_to_say
+from storyloom_training.identity.adapters.stage import Bench
+from storyloom_training.identity.adapters.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Method:
+    """`name` is what the engine calls the method; `prepare` makes what trains, all but the diffusion stage done."""
+
+    name: str
+    plan: Callable[[Recipe], InjectorRecipe]
+    prepare: Callable[[Bench, Path], Trainee]
+
+
+def _injector(bench: Bench, folder: Path) -> InjectorTrainee:
+    torch.manual_seed(bench.recipe.seed)
+    features = bench.source.features
+    trainee = InjectorTrainee(injector_sizes(bench.plan, features, bench.model.unet), bench.model.unet)
+    learn_to_say(bench, folder / "say", trainee.maker)
+    return trainee
+
+
+METHODS = {
+    "storynizor": Method("storynizor", lambda recipe: recipe.injector, _injector),
+    "storynizor-stacked": Method("storynizor", lambda recipe: replace(recipe.injector, stacked=True), _injector),
+}

@@ -1,0 +1,67 @@
+"""What trains of an identity adapter, whatever its method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from storyloom_model.attention import AttentionPass
+from storyloom_model.identity.adapter import LayerProjections, StreamMaker
+from storyloom_model.identity.streams import IdentityStreams
+from storyloom_training.identity.adapters.batches import References
+from storyloom_training.identity.adapters.features import PeopleFeatures
+
+
+class IdentityLayer(nn.Module):
+    """Keys and values of one cross-attention layer for identity tokens; they start as the text's, as in IP-Adapter."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.to_k, self.to_v = (
+            nn.Parameter(linear.weight.detach().float().clone()) for linear in (attention.to_k, attention.to_v)
+        )
+
+    def projections(self) -> LayerProjections:
+        return LayerProjections(self.to_k, self.to_v)
+
+
+class Trainee(nn.Module, ABC):
+    """Maker and layers of an adapter in training; the state dict's names are those of the adapter's file."""
+
+    def __init__(self, maker: StreamMaker, unet: Any) -> None:
+        super().__init__()
+        self.maker = maker
+        layers = [module for module in unet.modules() if isinstance(module, Attention) and module.is_cross_attention]
+        self.layers = nn.ModuleList(IdentityLayer(layer) for layer in layers)
+
+    def projections(self) -> list[LayerProjections]:
+        return [layer.projections() for layer in self.layers if isinstance(layer, IdentityLayer)]
+
+    @abstractmethod
+    def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
+        """The streams of a batch's rows, with gradient."""
+
+    def switches(self) -> dict[str, str]:
+        """What an adapter's file says of it beside method and weights."""
+        return {}
+
+    def regularise(self, story: AttentionPass, masks: Tensor, references: References) -> dict[str, Tensor]:
+        """Weighted losses beside the diffusion loss, by name, after a pass; `masks` [rows, people, h, w]."""
+        return {}
+
+
+def pair_inputs(
+    features: PeopleFeatures, references: References, names: tuple[str, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """The features of all references there are: their places bool [rows, people, references], and arrays [n, ...]."""
+    there = references.entries >= 0
+    zeroed = references.zeroed.view(-1, 1, 1).expand_as(there)[there]
+    arrays = []
+    for name in names:
+        values = features.take(name, references.entries[there])
+        arrays.append(torch.where(zeroed.view(-1, *[1] * (values.ndim - 1)), 0.0, values))
+    return there, arrays
