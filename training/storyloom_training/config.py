@@ -104,7 +104,8 @@ class InjectorRecipe:
     steps: int = 1000
     learning_rate: float = 1e-3
     warmup: int = 30
-    say_steps: int = 1500  # steps in which the resampler first learns to say what the text says of a face
+    layer_steps: int = 120  # steps in which keys and values first learn from what the text says of faces
+    say_steps: int = 600  # steps in which the resampler learns to say what the text says of a face
     say_batch: int = 64
     tokens: int = 4
     depth: int = 2
@@ -143,7 +144,9 @@ MINI_256 = replace(
     vae=VaeRecipe(channels=(32, 64, 128, 128), joint_steps=40000, decoder_steps=20000, crop=128, learning_rate=5e-4),
     base=BaseRecipe(batch=128, steps=60000, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
     synchronizer=SynchronizerRecipe(groups=16, frames=6, steps=8000, ema_decay=0.999),
-    injector=InjectorRecipe(groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999),
+    injector=InjectorRecipe(
+        groups=16, frames=6, feature_groups=20000, steps=20000, layer_steps=2000, say_steps=10000, ema_decay=0.999
+    ),
 )
 # For tests: every stage runs in seconds, nothing is learnt.
 SMOKE = replace(
@@ -160,8 +163,8 @@ SMOKE = replace(
     ),
     synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
     injector=InjectorRecipe(
-        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=2,
-        head_dim=16,
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, layer_steps=2, say_steps=2, say_batch=4,
+        tokens=2, depth=1, heads=2, head_dim=16,
     ),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

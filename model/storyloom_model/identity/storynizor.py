@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -32,25 +32,6 @@ class InjectorSizes:
     head_dim: int = HEAD_WIDTH
     stacked: bool = False
 
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor], *, stacked: bool = False, head_dim: int = HEAD_WIDTH) -> Self:
-        """The sizes of an injector with these weights.
-
-        Raises:
-            KeyError: they are not an ID-Injector's.
-        """
-        perceiver = PerceiverSizes.of(weights, "perceiver_resampler.", head_dim)
-        return cls(
-            state_dim=perceiver.inputs,
-            dim=perceiver.width,
-            tokens=len(weights["proj.2.weight"]) // perceiver.width,
-            face_dim=weights["proj.0.weight"].shape[1],
-            depth=perceiver.depth,
-            heads=perceiver.heads,
-            head_dim=head_dim,
-            stacked=stacked,
-        )
-
 
 class StorynizorInjector(StreamMaker):
     """Tokens of a face embedding, refined by the image encoder's states of the face crop (equation 9 of the paper).
@@ -70,6 +51,14 @@ class StorynizorInjector(StreamMaker):
         self.perceiver_resampler = Perceiver(
             PerceiverSizes(sizes.dim, sizes.state_dim, sizes.dim, sizes.heads, sizes.depth, sizes.head_dim)
         )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return asdict(self.sizes)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(InjectorSizes(**config))
 
     def forward(self, face: Tensor, states: Tensor) -> Tensor:
         """Embeddings [B, face_dim] and states of face crops [B, T, state_dim] -> tokens [B, tokens, dim]."""

@@ -114,5 +114,6 @@ def _save(folder: Path, frames: int, made: Iterable[_GroupCrops]) -> None:
             faces.append(face)
             characters.append(character)
         tables.append(table)
-    for name, values in {"table": tables, "faces": faces, "characters": characters}.items():
-        np.save(folder / f"{name}.npy", np.stack(values))
+    np.save(folder / "table.npy", np.stack(tables))
+    np.save(folder / "faces.npy", np.stack(faces))
+    np.save(folder / "characters.npy", np.stack(characters))

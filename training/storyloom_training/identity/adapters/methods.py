@@ -10,8 +10,8 @@ import torch
 
 from storyloom_training.config import InjectorRecipe, Recipe
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
-from storyloom_training.identity.adapters.saying import learn_to_say
-from storyloom_training.identity.adapters.stage import Bench
+from storyloom_training.identity.adapters.saying import Sayings, learn_to_say
+from storyloom_training.identity.adapters.stage import Bench, train_adapter
 from storyloom_training.identity.adapters.trainee import Trainee
 
 
@@ -26,9 +26,12 @@ class Method:
 
 def _injector(bench: Bench, folder: Path) -> InjectorTrainee:
     torch.manual_seed(bench.recipe.seed)
-    features = bench.source.features
-    trainee = InjectorTrainee(injector_sizes(bench.plan, features, bench.model.unet), bench.model.unet)
-    learn_to_say(bench, folder / "say", trainee.maker)
+    plan = bench.plan
+    trainee = InjectorTrainee(injector_sizes(plan, bench.source.features, bench.model.unet), bench.model.unet)
+    trainee.sayings = sayings = Sayings.of(bench, plan.tokens)
+    train_adapter(replace(bench, plan=replace(plan, steps=plan.layer_steps)), folder / "layers", trainee)
+    trainee.sayings = None
+    learn_to_say(bench, folder / "say", trainee.maker, sayings)
     return trainee
 
 

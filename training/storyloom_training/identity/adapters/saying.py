@@ -1,12 +1,13 @@
 """A start for the ID-Injector: its tokens first say of a face what the text encoder says of it in words.
 
 The UNet can draw from the text encoder's states already, so that what the diffusion loss has to teach is what words
-leave out. Identity adapters are seldom trained from nothing either: StoryMaker starts from IP-Adapter-FaceID.
+leave out. The identity keys and values too can learn from such tokens, before there is anything that makes them. Identity adapters are seldom trained from nothing either: StoryMaker starts from IP-Adapter-FaceID.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -18,6 +19,7 @@ from transformers import CLIPTokenizer
 
 from storyloom_model.identity.storynizor import StorynizorInjector
 from storyloom_training.base import TextToImage
+from storyloom_training.device import mixed_precision
 from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.loop import Losses, Stage, run
 from storyloom_training.storydb.captions import FaceDescription, describe_face
@@ -44,26 +46,43 @@ def said_states(
     return torch.cat(parts)
 
 
-def learn_to_say(bench: Bench, folder: Path, maker: StorynizorInjector) -> None:
-    """Trains the resampler alone on the states of descriptions; 1.0 is the loss of saying the same of everyone."""
-    plan, data, features = bench.plan, bench.source.data, bench.source.features
-    table = features.table
-    places = (table >= 0).nonzero()
-    people: dict[tuple[int, int], int] = {}
-    of_entry = torch.empty(len(places), dtype=torch.long)
-    descriptions: list[FaceDescription] = []
-    for group, frame, person in places.tolist():
-        if (group, person) not in people:
-            people[group, person] = len(descriptions)
-            descriptions.append(describe_face(Random(f"say:{group}:{person}"), data.group(group).cast[person]))  # noqa: S311
-        of_entry[table[group, frame, person]] = people[group, person]
-    wanted = said_states(bench.model, bench.tokenizer, descriptions, maker.sizes.tokens)
-    spread = wanted.var(0).mean()
+@dataclass(frozen=True)
+class Sayings:
+    """What the text says of the people of a data set: states [people, tokens, width], and whom each entry shows."""
+
+    states: Tensor
+    person: Tensor
+
+    @classmethod
+    def of(cls, bench: Bench, tokens: int) -> Sayings:
+        """One description of each person whose face is seen."""
+        data, table = bench.source.data, bench.source.features.table
+        places = (table >= 0).nonzero()
+        people: dict[tuple[int, int], int] = {}
+        person = torch.empty(len(places), dtype=torch.long)
+        descriptions: list[FaceDescription] = []
+        for group, frame, place in places.tolist():
+            if (group, place) not in people:
+                people[group, place] = len(descriptions)
+                rng = Random(f"say:{group}:{place}")  # noqa: S311
+                descriptions.append(describe_face(rng, data.group(group).cast[place]))
+            person[table[group, frame, place]] = people[group, place]
+        return cls(said_states(bench.model, bench.tokenizer, descriptions, tokens), person)
+
+    def __call__(self, entries: Tensor) -> Tensor:
+        """Entries int64 [n] -> states [n, tokens, width]."""
+        return self.states[self.person[entries]]
+
+
+def learn_to_say(bench: Bench, folder: Path, maker: StorynizorInjector, sayings: Sayings) -> None:
+    """Trains the resampler alone on what is said; 1.0 is the loss of saying the same of everyone."""
+    plan, features = bench.plan, bench.source.features
+    spread = sayings.states.var(0).mean()
     stage = Stage(
         name="say",
         folder=folder,
         model=maker,
-        optimizer=torch.optim.AdamW(maker.parameters(), lr=plan.learning_rate, weight_decay=0.01),
+        optimizer=torch.optim.AdamW(maker.parameters(), lr=plan.learning_rate, weight_decay=0.01, fused=True),
         steps=plan.say_steps,
         warmup=plan.warmup,
         learning_rate=plan.learning_rate,
@@ -71,8 +90,9 @@ def learn_to_say(bench: Bench, folder: Path, maker: StorynizorInjector) -> None:
     )
 
     def compute(stage: Stage) -> Losses:
-        entries = torch.randint(len(of_entry), (plan.say_batch,), generator=stage.generator)
-        made = maker(features.take("face", entries), features.take("face_states", entries))
-        return {"loss": F.mse_loss(made, wanted[of_entry[entries]]) / spread}
+        entries = torch.randint(len(sayings.person), (plan.say_batch,), generator=stage.generator)
+        with mixed_precision(sayings.states.device):
+            made = maker(features.take("face", entries), features.take("face_states", entries)).float()
+        return {"loss": F.mse_loss(made, sayings(entries)) / spread}
 
     run(stage, compute)

@@ -127,14 +127,14 @@ def train_adapter(
     bench: Bench,
     folder: Path,
     trainee: Trainee,
-    held_out: Bench,
+    held_out: Bench | None = None,
     sample: Callable[[Trainee, Path], None] | None = None,
     parameters: list[torch.nn.Parameter] | None = None,
 ) -> dict[str, Tensor]:
     """Trains maker and layers; the model stays frozen. Returns averaged weights, named as in an adapter's file.
 
-    Writes the losses of `validate` to `validation.jsonl`, and with `sample` a picture to `samples/`, at every
-    checkpoint.
+    At every checkpoint writes the losses of `validate` on `held_out` to `validation.jsonl`, and with `sample` a picture
+    to `samples/`.
     """
     plan = bench.plan
     bench.model.requires_grad_(False)
@@ -150,7 +150,7 @@ def train_adapter(
         learning_rate=plan.learning_rate,
         generator=torch.Generator().manual_seed(bench.recipe.seed + 6),
         ema=average,
-        save_every=100,
+        save_every=50,
     )
 
     def compute(stage: Stage) -> Losses:
@@ -162,8 +162,9 @@ def train_adapter(
     def look(stage: Stage) -> None:
         live = {name: value.clone() for name, value in trainee.state_dict().items()}
         trainee.load_state_dict(average.shadow)
-        with (folder / "validation.jsonl").open("a") as log:
-            log.write(json.dumps({"step": stage.step} | validate(held_out, trainee)) + "\n")
+        if held_out is not None:
+            with (folder / "validation.jsonl").open("a") as log:
+                log.write(json.dumps({"step": stage.step} | validate(held_out, trainee)) + "\n")
         if sample:
             (folder / "samples").mkdir(exist_ok=True)
             sample(trainee, folder / "samples" / f"{stage.step:06d}.png")

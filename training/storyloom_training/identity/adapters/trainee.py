@@ -54,14 +54,9 @@ class Trainee(nn.Module, ABC):
         return {}
 
 
-def pair_inputs(
-    features: PeopleFeatures, references: References, names: tuple[str, ...]
-) -> tuple[Tensor, list[Tensor]]:
-    """The features of all references there are: their places bool [rows, people, references], and arrays [n, ...]."""
+def inputs_of(features: PeopleFeatures, references: References, names: tuple[str, ...]) -> list[Tensor]:
+    """Some features of all references there are, [n, ...] each, in the order of rows, people and references."""
     there = references.entries >= 0
     zeroed = references.zeroed.view(-1, 1, 1).expand_as(there)[there]
-    arrays = []
-    for name in names:
-        values = features.take(name, references.entries[there])
-        arrays.append(torch.where(zeroed.view(-1, *[1] * (values.ndim - 1)), 0.0, values))
-    return there, arrays
+    found = (features.take(name, references.entries[there]) for name in names)
+    return [torch.where(zeroed.view(-1, *[1] * (values.ndim - 1)), 0.0, values) for values in found]
