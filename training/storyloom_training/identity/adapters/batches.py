@@ -81,7 +81,7 @@ class BatchSource:
         entries, zeroed = [], []
         for group in groups:
             frames = torch.randperm(self.data.frames, generator=draw)[: plan.frames].tolist()
-            chance = float(torch.rand((), generator=draw)) if drop else 1.0
+            chance = float(torch.rand((), generator=draw)) if drop else float("inf")
             no_text = chance < plan.text_dropout + plan.both_dropout
             no_identity = plan.text_dropout <= chance < plan.text_dropout + plan.both_dropout + plan.identity_dropout
             pictures += [group * self.data.frames + frame for frame in frames]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections
+from storyloom_model.identity.loading import save_identity_adapter
 from storyloom_training.identity.adapters.trainee import Trainee
 
 
 def save_adapter(file: Path, trainee: Trainee, *, method: str, encoders: str) -> None:
-    """Float16 safetensors: `maker.*`, `layers.{i}.to_k`, `layers.{i}.to_v`; the method and its switches as metadata."""
-    weights = {name: value.detach().to(torch.float16).contiguous() for name, value in trainee.state_dict().items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, file, {"method": method, "encoders": encoders} | trainee.switches())
+    """Float16 safetensors in the engine's own form; the trainee is left alone."""
+    layers = [LayerProjections(layer.to_k.half(), layer.to_v.half()) for layer in trainee.projections()]
+    maker = type(trainee.maker).from_config(trainee.maker.config)
+    maker.load_state_dict(trainee.maker.state_dict())
+    adapter = IdentityAdapter(file.stem, maker.to(torch.float16), layers, encoders=encoders)
+    save_identity_adapter(file, adapter, method)

@@ -41,9 +41,6 @@ class InjectorTrainee(Trainee):
         super().__init__(StorynizorInjector(sizes), unet)
         self.sayings: Sayings | None = None
 
-    def switches(self) -> dict[str, str]:
-        return {"stacked": str(self.maker.sizes.stacked).lower()}
-
     def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
         there = references.entries >= 0
         made = self._tokens(features, references, there)

@@ -112,6 +112,7 @@ def validate(bench: Bench, trainee: Trainee, groups: int = 12) -> dict[str, floa
     source = replace(bench.source, plan=replace(bench.plan, full_odds=0.0, clothes_odds=0.0))
     found: dict[str, list[float]] = {"right": [], "wrong": [], "none": []}
     draw = torch.Generator().manual_seed(0)
+    groups = min(groups, source.features.groups)
     for start in range(0, groups, bench.plan.groups):
         chosen = list(range(start, min(start + bench.plan.groups, groups)))
         batch = source.of_groups(chosen, draw, 0, drop=False)

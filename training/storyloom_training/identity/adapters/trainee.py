@@ -45,10 +45,6 @@ class Trainee(nn.Module, ABC):
     def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
         """The streams of a batch's rows, with gradient."""
 
-    def switches(self) -> dict[str, str]:
-        """What an adapter's file says of it beside method and weights."""
-        return {}
-
     def regularise(self, story: AttentionPass, masks: Tensor, references: References) -> dict[str, Tensor]:
         """Weighted losses beside the diffusion loss, by name, after a pass; `masks` [rows, people, h, w]."""
         return {}

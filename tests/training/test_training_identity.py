@@ -1,0 +1,239 @@
+"""Identity adapters in training: whose references a frame gets, what captions say, and that the stages learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from storyloom_model.attention import install_story_attention
+from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_training.base import build_model
+from storyloom_training.config import SMOKE, Recipe
+from storyloom_training.identity.adapters.batches import BatchSource, References, of_others
+from storyloom_training.identity.adapters.captions import IdentityCaptioner
+from storyloom_training.identity.adapters.crops import Crops, people_crops
+from storyloom_training.identity.adapters.export import save_adapter
+from storyloom_training.identity.adapters.features import people_features
+from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
+from storyloom_training.identity.adapters.methods import METHODS
+from storyloom_training.identity.adapters.references import NOBODY, shuffled_references, stacked_references
+from storyloom_training.identity.adapters.sampling import one_reference, sample_stories
+from storyloom_training.identity.adapters.stage import Bench, Noised, losses_of, train_adapter, validate
+from storyloom_training.pipeline import Pipeline
+from storyloom_training.storydb import vocabulary as words
+from storyloom_training.storydb.dataset import StoryDB
+from storyloom_training.storydb.groups import Split
+
+# Groups of eight frames: with fewer, few people have a face in two of them at this size.
+RECIPE = replace(SMOKE, data=replace(SMOKE.data, frames=8))
+PLAN = RECIPE.injector
+
+SEEN = st.integers(1, 8).flatmap(
+    lambda frames: st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=frames, max_size=frames)
+)
+
+
+class Pixels:
+    """Stands in for trained encoders: colours of a coarse grid."""
+
+    fingerprint = "pixels"
+
+    def faces(self, crops: Crops) -> NDArray[np.float32]:
+        values = self._grid(crops).reshape(len(crops), -1)[:, :64]
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    def states(self, crops: Crops) -> NDArray[np.float32]:
+        return self._grid(crops).reshape(len(crops), 16, 24)
+
+    def _grid(self, crops: Crops) -> NDArray[np.float32]:
+        count, size = len(crops), crops.shape[1] // 8 * 8
+        cells = crops[:, :size, :size].reshape(count, 8, size // 8, 8, size // 8, 3).mean((2, 4))
+        return np.concatenate([cells, cells**2 / 255], -1).astype(np.float32) / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("identity")
+    torch.manual_seed(0)
+    pipeline = Pipeline(RECIPE, folder)
+    model = build_model(RECIPE, pipeline.tokenizer).requires_grad_(False).eval()
+    install_story_attention(model.unet)
+    crops = people_crops(folder / "crops", pipeline.data, PLAN.feature_groups)
+    source = BatchSource(pipeline.data, people_features(folder / "features", crops, Pixels()), PLAN)
+    side, channels = RECIPE.data.size // 8, RECIPE.vae.latent_channels
+    latents = torch.randn(len(pipeline.data.pictures), channels, side, side).half()
+    return Bench(RECIPE, PLAN, model, pipeline.tokenizer, source, latents)
+
+
+def _trainee(bench: Bench) -> InjectorTrainee:
+    torch.manual_seed(0)
+    return InjectorTrainee(injector_sizes(bench.plan, bench.source.features, bench.model.unet), bench.model.unet)
+
+
+@given(SEEN, st.integers(0, 2**32), st.data())
+def test_no_frame_is_its_own_reference(seen: list[list[bool]], seed: int, data: st.DataObject) -> None:
+    visible = torch.tensor(seen)
+    frames = data.draw(st.lists(st.integers(0, len(seen) - 1), min_size=1, unique=True))
+    chosen = shuffled_references(visible, frames, torch.Generator().manual_seed(seed))
+    assert chosen.shape == (len(frames), 3, 1)
+    for row, frame in enumerate(frames):
+        for person in range(3):
+            reference = int(chosen[row, person, 0])
+            others = [other for other in range(len(seen)) if seen[other][person] and other != frame]
+            assert (reference == NOBODY) if not others else (reference in others)
+
+
+@given(SEEN, st.data())
+def test_stacked_references_are_all_the_faces_there_are(seen: list[list[bool]], data: st.DataObject) -> None:
+    visible = torch.tensor(seen)
+    frames = data.draw(st.lists(st.integers(0, len(seen) - 1), min_size=1, unique=True))
+    chosen = stacked_references(visible, frames)
+    assert chosen.shape == (len(frames), 3, len(frames))
+    for person in range(3):
+        expected = {frame for frame in frames if seen[frame][person]} or {NOBODY}
+        assert all(set(chosen[row, person].tolist()) == expected for row in range(len(frames)))
+
+
+def test_references_show_the_same_person_in_another_frame(bench: Bench) -> None:
+    table = bench.source.features.table
+    where = {int(entry): place for entry, place in zip(table[table >= 0], (table >= 0).nonzero().tolist(), strict=True)}
+    checked = 0
+    for seed in range(4):
+        batch = bench.source.draw(torch.Generator().manual_seed(seed), seed)
+        for picture, row in zip(batch.pictures, batch.references.entries, strict=True):
+            for person, entry in enumerate(row[:, 0].tolist()):
+                if entry != NOBODY:
+                    group, frame, place = where[entry]
+                    assert (group, place) == (picture // RECIPE.data.frames, person)
+                    assert frame != picture % RECIPE.data.frames
+                    checked += 1
+    assert checked > 20
+
+
+def test_other_peoples_references_are_of_others(bench: Bench) -> None:
+    batch = bench.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    others = of_others(batch.references, PLAN.frames)
+    kept = others.entries != NOBODY
+    assert kept.any()
+    assert not (others.entries == batch.references.entries)[kept].any()
+
+
+def test_most_captions_say_nothing_of_hair_and_glasses(bench: Bench) -> None:
+    hair = {word for style in words.HAIR_STYLE.values() for text in style for word in text.format(colour="").split()}
+    telling = (hair | {"glasses", "sunglasses", "beard", "mustache"}) - {"a", "in", "two", "long,", "short,", "long"}
+    captioner = IdentityCaptioner(bench.source.data, 0.0, 0.5)
+    for draw in range(20):
+        for caption in captioner(draw % 4, [0, 3], draw):
+            described = " ".join(caption.text[first:last] for first, last in caption.spans)
+            assert not telling & set(described.replace(",", "").split()), described
+
+
+def test_groups_go_without_captions_and_references_as_often_as_the_recipe_says(bench: Bench) -> None:
+    always = replace(bench.source, plan=replace(PLAN, text_dropout=0.0, both_dropout=1.0))
+    batch = always.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=True)
+    assert batch.captions == [None] * len(batch.pictures)
+    assert batch.references.zeroed.all()
+    kept = always.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    assert None not in kept.captions
+    assert not kept.references.zeroed.any()
+
+
+def test_dropped_references_leave_no_trace(bench: Bench) -> None:
+    trainee = _trainee(bench)
+    batch = bench.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    zeroed = torch.ones_like(batch.references.zeroed)
+    other = of_others(batch.references, PLAN.frames).entries
+    with torch.no_grad():
+        one, two = (
+            trainee.streams(bench.source.features, References(entries, zeroed))
+            for entries in (batch.references.entries, other)
+        )
+    for (keys, values), (other_keys, other_values) in zip(one.keys_values, two.keys_values, strict=True):
+        torch.testing.assert_close(keys, other_keys)
+        torch.testing.assert_close(values, other_values)
+
+
+def test_stacked_streams_hold_the_tokens_of_all_frames(bench: Bench) -> None:
+    stacked = replace(bench, plan=replace(PLAN, stacked=True), source=replace(bench.source, plan=replace(PLAN, stacked=True)))
+    batch = stacked.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    streams = _trainee(stacked).streams(stacked.source.features, batch.references)
+    assert streams.ends[0].tolist() == [PLAN.tokens * PLAN.frames * (place + 1) for place in range(3)]
+
+
+def test_one_batch_can_be_learnt(bench: Bench) -> None:
+    trainee = _trainee(bench)
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=3e-3)
+    draw = torch.Generator().manual_seed(0)
+    batch = bench.source.of_groups([0, 1], draw, 0, drop=False)
+    noised = Noised.draw(bench, 2, draw)
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    losses = []
+    for _ in range(25):
+        loss = losses_of(bench, trainee, batch, batch.references, noised, true_masks=True)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(torch.equal(before[name], value) for name, value in bench.model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def held_out(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("held out")
+    plan = RECIPE.data
+    data = StoryDB(folder / "data", Split.VALIDATION, 4, plan.frames, plan.size, plan.mask_size)
+    data.prepare()
+    features = people_features(folder / "features", people_crops(folder / "crops", data, 4), Pixels())
+    return replace(bench, source=BatchSource(data, features, PLAN), latents=bench.latents[: 4 * plan.frames])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_runs_from_start_to_file(name: str, bench: Bench, held_out: Bench, tmp_path: Path) -> None:
+    method = METHODS[name]
+    plan = method.plan(RECIPE)
+    here, there = (replace(one, plan=plan, source=replace(one.source, plan=plan)) for one in (bench, held_out))
+    trainee = method.prepare(here, tmp_path)
+    train_adapter(here, tmp_path / "adapter", trainee, there)
+    assert len((tmp_path / "adapter" / "validation.jsonl").read_text().splitlines()) == 1
+    found = validate(there, trainee, 4)
+    assert len(set(found.values())) == 3, found
+    file = tmp_path / "adapter.safetensors"
+    save_adapter(file, trainee, method=method.name, encoders="pixels")
+    loaded = load_identity_adapter(file, name, method.name, bench.model.unet)
+    assert loaded.encoders == "pixels"
+    for layer, kept in zip(loaded.layers, trainee.projections(), strict=True):
+        torch.testing.assert_close(layer.to_k, kept.to_k, rtol=1e-3, atol=1e-3)
+
+
+def test_references_change_what_is_drawn(bench: Bench) -> None:
+    trainee = _trainee(bench)
+    batch = bench.source.of_groups([0], torch.Generator().manual_seed(0), 0, drop=False)
+    with_references, without = (
+        sample_stories(bench, trainee, batch, references, PLAN.frames, steps=2)
+        for references in (one_reference(bench, [0], PLAN.frames), None)
+    )
+    assert with_references.shape == without.shape == (PLAN.frames, *bench.latents.shape[1:])
+    assert not torch.allclose(with_references, without)
+    assert torch.isfinite(with_references).all()
+
+
+def test_features_of_other_encoders_are_refused(bench: Bench) -> None:
+    folder = bench.source.features.folder
+    crops = people_crops(folder.parent / "crops", bench.source.data, PLAN.feature_groups)
+    other = Pixels()
+    other.fingerprint = "another"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="other features"):
+        people_features(folder, crops, other)
+
+
+def test_the_recipe_has_the_papers_dropout() -> None:
+    recipe = Recipe("any").injector
+    assert (recipe.text_dropout, recipe.identity_dropout) == (0.05, 0.05)
