@@ -161,7 +161,9 @@ def test_dropped_references_leave_no_trace(bench: Bench) -> None:
 
 
 def test_stacked_streams_hold_the_tokens_of_all_frames(bench: Bench) -> None:
-    stacked = replace(bench, plan=replace(PLAN, stacked=True), source=replace(bench.source, plan=replace(PLAN, stacked=True)))
+    stacked = replace(
+        bench, plan=replace(PLAN, stacked=True), source=replace(bench.source, plan=replace(PLAN, stacked=True))
+    )
     batch = stacked.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
     streams = _trainee(stacked).streams(stacked.source.features, batch.references)
     assert streams.ends[0].tolist() == [PLAN.tokens * PLAN.frames * (place + 1) for place in range(3)]

@@ -38,6 +38,7 @@ def main() -> None:
         rendered=options.rendered or Path("runs") / recipe.name,
         folder=options.folder,
         encoder=PackageEncoder(package / "faces", package / "image_encoder"),
+        features=method.features,
     )
     plan = method.plan(recipe)
     if options.steps:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from storyloom_training.identity.adapters.crops import Crops, PeopleCrops
 
+ARRAYS = ("face", "face_states", "character_states")
 _BATCH = 64
 
 
@@ -84,8 +85,10 @@ class PeopleFeatures:
         return array
 
 
-def people_features(folder: Path, crops: PeopleCrops, encoder: CropEncoder) -> PeopleFeatures:
-    """Loads the features of crops, or makes them.
+def people_features(
+    folder: Path, crops: PeopleCrops, encoder: CropEncoder, names: Sequence[str] = ARRAYS
+) -> PeopleFeatures:
+    """Loads the features of crops; those of `names` that the folder lacks are made.
 
     Raises:
         ValueError: the folder holds features of other crops or encoders.
@@ -96,13 +99,14 @@ def people_features(folder: Path, crops: PeopleCrops, encoder: CropEncoder) -> P
         found = json.loads(record.read_text())
         if found != described:
             raise ValueError(f"{folder} holds other features ({found}); choose another folder or remove it")
-        return PeopleFeatures(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _encode(folder / "face.npy", crops.faces, encoder.faces)
-    _encode(folder / "face_states.npy", crops.faces, encoder.states)
-    _encode(folder / "character_states.npy", crops.characters, encoder.states)
     shutil.copy(crops.folder / "table.npy", folder / "table.npy")
     record.write_text(json.dumps(described))
+    for name in names:
+        file = folder / f"{name}.npy"
+        if not file.exists():
+            pictures = crops.characters if name == "character_states" else crops.faces
+            _encode(file, pictures, encoder.faces if name == "face" else encoder.states)
     return PeopleFeatures(folder)
 
 

@@ -17,9 +17,13 @@ from storyloom_training.identity.adapters.trainee import Trainee
 
 @dataclass(frozen=True)
 class Method:
-    """`name` is what the engine calls the method; `prepare` makes what trains, all but the diffusion stage done."""
+    """`name` is what the engine calls the method, `features` what it reads of a reference.
+
+    `prepare` makes what trains, with all but the diffusion stage done.
+    """
 
     name: str
+    features: tuple[str, ...]
     plan: Callable[[Recipe], InjectorRecipe]
     prepare: Callable[[Bench, Path], Trainee]
 
@@ -35,7 +39,9 @@ def _injector(bench: Bench, folder: Path) -> InjectorTrainee:
     return trainee
 
 
+FACE = ("face", "face_states")
+
 METHODS = {
-    "storynizor": Method("storynizor", lambda recipe: recipe.injector, _injector),
-    "storynizor-stacked": Method("storynizor", lambda recipe: replace(recipe.injector, stacked=True), _injector),
+    "storynizor": Method("storynizor", FACE, lambda recipe: recipe.injector, _injector),
+    "storynizor-stacked": Method("storynizor", FACE, lambda recipe: replace(recipe.injector, stacked=True), _injector),
 }

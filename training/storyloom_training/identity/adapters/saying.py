@@ -1,7 +1,8 @@
 """A start for the ID-Injector: its tokens first say of a face what the text encoder says of it in words.
 
 The UNet can draw from the text encoder's states already, so that what the diffusion loss has to teach is what words
-leave out. The identity keys and values too can learn from such tokens, before there is anything that makes them. Identity adapters are seldom trained from nothing either: StoryMaker starts from IP-Adapter-FaceID.
+leave out. The identity keys and values too can learn from such tokens, before there is anything that makes them.
+Identity adapters are seldom trained from nothing either: StoryMaker starts from IP-Adapter-FaceID.
 """
 
 from __future__ import annotations

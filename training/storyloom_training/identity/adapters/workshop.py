@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from storyloom_training.base import TextToImage
 from storyloom_training.config import InjectorRecipe, Recipe
 from storyloom_training.identity.adapters.batches import BatchSource
 from storyloom_training.identity.adapters.crops import people_crops
-from storyloom_training.identity.adapters.features import CropEncoder, people_features
+from storyloom_training.identity.adapters.features import ARRAYS, CropEncoder, people_features
 from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
@@ -30,8 +31,8 @@ VALIDATION_GROUPS = 48
 class Workshop:
     """One recipe in one folder, on top of a package whose default ID-Synchronizer is fused in.
 
-    `rendered` holds `data/` and `latents.pt` of the package's own training; what is missing is made. `folder` gets
-    features, the held-out set and the trainings.
+    `features` are the arrays that the method reads. `rendered` holds `data/` and `latents.pt` of the package's own
+    training; what is missing is made. `folder` gets features, the held-out set and the trainings.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Workshop:
     rendered: Path
     folder: Path
     encoder: CropEncoder
+    features: Sequence[str] = ARRAYS
 
     @cached_property
     def components(self) -> Components:
@@ -86,7 +88,7 @@ class Workshop:
             values = (encode_pictures(self.vae, data.pictures) * self.scale).half()
             torch.save({"values": values, "scale": self.scale}, latents)
         crops = people_crops(self.folder / "crops" / data.split.value, data, min(groups, data.groups))
-        known = people_features(self.folder / "features" / data.split.value, crops, self.encoder)
+        known = people_features(self.folder / "features" / data.split.value, crops, self.encoder, self.features)
         values = torch.load(latents, weights_only=True, mmap=True)["values"]
         tokenizer = self.components.tokenizer
-        return Bench(self.recipe, replace(plan), self.model, tokenizer, BatchSource(data, known, plan), values)
+        return Bench(self.recipe, plan, self.model, tokenizer, BatchSource(data, known, plan), values)
