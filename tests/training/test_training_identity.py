@@ -16,7 +16,7 @@ from storyloom_model.attention import install_story_attention
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_training.base import build_model
 from storyloom_training.config import SMOKE, Recipe
-from storyloom_training.identity.adapters.batches import BatchSource, References, of_others
+from storyloom_training.identity.adapters.batches import BatchSource, of_others
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.crops import Crops, people_crops
 from storyloom_training.identity.adapters.export import save_adapter
@@ -148,13 +148,10 @@ def test_groups_go_without_captions_and_references_as_often_as_the_recipe_says(b
 def test_dropped_references_leave_no_trace(bench: Bench) -> None:
     trainee = _trainee(bench)
     batch = bench.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
-    zeroed = torch.ones_like(batch.references.zeroed)
-    other = of_others(batch.references, PLAN.frames).entries
+    dropped = replace(batch.references, zeroed=torch.ones_like(batch.references.zeroed))
+    others = replace(dropped, entries=of_others(batch.references, PLAN.frames).entries)
     with torch.no_grad():
-        one, two = (
-            trainee.streams(bench.source.features, References(entries, zeroed))
-            for entries in (batch.references.entries, other)
-        )
+        one, two = (trainee.streams(bench.source.features, references) for references in (dropped, others))
     for (keys, values), (other_keys, other_values) in zip(one.keys_values, two.keys_values, strict=True):
         torch.testing.assert_close(keys, other_keys)
         torch.testing.assert_close(values, other_values)

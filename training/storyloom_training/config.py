@@ -91,35 +91,57 @@ class SynchronizerRecipe:
 
 
 @dataclass(frozen=True)
-class InjectorRecipe:
-    """Storynizor's ID-Injector: resampler and identity keys and values, trained on groups of the synchronised model.
+class AdapterRecipe:
+    """What the trainings of identity adapters share: groups of the synchronised, frozen model.
 
     Odds are fractions of persons (`full`, `clothes`: how much a caption says of their looks, else hardly anything) or
     of groups (the others).
     """
 
-    groups: int = 6
+    groups: int = 4
     frames: int = 4
     feature_groups: int = 1500  # how many groups of the data get features
-    steps: int = 1000
+    steps: int = 300
     learning_rate: float = 1e-3
-    warmup: int = 30
-    layer_steps: int = 120  # steps in which keys and values first learn from what the text says of faces
-    say_steps: int = 600  # steps in which the resampler learns to say what the text says of a face
+    warmup: int = 20
+    say_steps: int = 600  # steps in which the resampler first learns to say what the text says of people
     say_batch: int = 64
-    tokens: int = 4
-    depth: int = 2
-    heads: int = 4
-    head_dim: int = 64
-    stacked: bool = False  # the ablation: all faces of a group in one stream, in place of shuffled references
+    stacked: bool = False  # the ablation: all references of a group at once, in place of shuffled ones
     full_odds: float = 0.2
     clothes_odds: float = 0.3
     text_dropout: float = 0.05
     identity_dropout: float = 0.05
     both_dropout: float = 0.05
+    part_dropout: float = 0.0  # how often a group goes without the face, and without the looks, of its references
     true_region_odds: float = 0.3  # how often streams act in the true masks rather than in the maps'
     mask_loss: float = 0.02
     ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class InjectorRecipe(AdapterRecipe):
+    """Storynizor's ID-Injector: resampler and identity keys and values."""
+
+    tokens: int = 4
+    depth: int = 2
+    heads: int = 4
+    head_dim: int = 64
+
+
+@dataclass(frozen=True)
+class StoryMakerRecipe(AdapterRecipe):
+    """StoryMaker: its resampler, identity keys and values, and low-rank changes of self- and text attention."""
+
+    clothes_odds: float = 0.1
+    part_dropout: float = 0.1
+    face_tokens: int = 4
+    character_tokens: int = 8
+    depth: int = 2
+    heads: int = 4
+    head_dim: int = 64
+    rank: int = 16
+    background: bool = True  # False: the ablation without the learned background embedding
+    attention_loss: float = 0.1  # lambda of the paper; 0: the ablation without it
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,7 @@ class Recipe:
     base: BaseRecipe = field(default_factory=BaseRecipe)
     synchronizer: SynchronizerRecipe = field(default_factory=SynchronizerRecipe)
     injector: InjectorRecipe = field(default_factory=InjectorRecipe)
+    storymaker: StoryMakerRecipe = field(default_factory=StoryMakerRecipe)
 
 
 MINI_128 = Recipe("mini-128")
@@ -144,8 +167,9 @@ MINI_256 = replace(
     vae=VaeRecipe(channels=(32, 64, 128, 128), joint_steps=40000, decoder_steps=20000, crop=128, learning_rate=5e-4),
     base=BaseRecipe(batch=128, steps=60000, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
     synchronizer=SynchronizerRecipe(groups=16, frames=6, steps=8000, ema_decay=0.999),
-    injector=InjectorRecipe(
-        groups=16, frames=6, feature_groups=20000, steps=20000, layer_steps=2000, say_steps=10000, ema_decay=0.999
+    injector=InjectorRecipe(groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999),
+    storymaker=StoryMakerRecipe(
+        groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
     ),
 )
 # For tests: every stage runs in seconds, nothing is learnt.
@@ -163,8 +187,12 @@ SMOKE = replace(
     ),
     synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
     injector=InjectorRecipe(
-        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, layer_steps=2, say_steps=2, say_batch=4,
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4,
         tokens=2, depth=1, heads=2, head_dim=16,
+    ),
+    storymaker=StoryMakerRecipe(
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4,
+        face_tokens=2, character_tokens=3, depth=1, heads=2, head_dim=16, rank=2,
     ),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

@@ -54,10 +54,12 @@ class StorynizorInjector(StreamMaker):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See ``StreamMaker``."""
         return asdict(self.sizes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """See ``StreamMaker``."""
         return cls(InjectorSizes(**config))
 
     def forward(self, face: Tensor, states: Tensor) -> Tensor:
@@ -67,11 +69,13 @@ class StorynizorInjector(StreamMaker):
         return refined
 
     def streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """See ``StreamMaker``."""
         return [
             Stream(self._tokens(name, identity, zeroed=False), name, identity.scale) for name, identity in cast.items()
         ]
 
     def negative_streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """See ``StreamMaker``. Made of zeros, for as many references."""
         return [
             Stream(self._tokens(name, identity, zeroed=True), name, identity.scale) for name, identity in cast.items()
         ]

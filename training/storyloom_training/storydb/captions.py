@@ -31,10 +31,8 @@ class Description:
 
 
 @dataclass(frozen=True)
-class FaceDescription:
-    """Words for a face; `ends` is where the phrases for the person, the hair, what is worn on the face and the skin
-    end.
-    """
+class FullDescription:
+    """Words for all that words can say of a person; `ends` is where the phrases end."""
 
     text: str
     ends: tuple[int, ...]
@@ -111,8 +109,11 @@ def describe_briefly(rng: Random, person: Person, *, clothes: bool) -> Descripti
     return Description(_article(noun) + (" wearing " + _join(worn) if worn else ""), frozenset(stated))
 
 
-def describe_face(rng: Random, person: Person) -> FaceDescription:
-    """Puts everything into words that words can say of a face."""
+def describe_fully(rng: Random, person: Person, *, clothes: bool) -> FullDescription:
+    """Puts a face, and with `clothes` what is worn too, into words that leave nothing out.
+
+    The phrases are the person, the hair, what is on the face, the skin; then hat, top and bottom.
+    """
     text = _article(f"{rng.choice(words.AGE[person.age])} {rng.choice(words.NOUN[person.age, person.gender])}")
     ends = [len(text)]
     text += f" with {rng.choice(words.HAIR_STYLE[person.hair_style]).format(colour=person.hair_colour)}"
@@ -122,7 +123,14 @@ def describe_face(rng: Random, person: Person) -> FaceDescription:
             text += f", {table[value][0]}"
     ends.append(len(text))
     text += f" and {person.skin} skin"
-    return FaceDescription(text, (*ends, len(text)))
+    ends.append(len(text))
+    if clothes:
+        hat = [] if person.hat is None else [_article(f"{person.hat.colour} {person.hat.kind}")]
+        garments = [_garment(garment) for garment in (person.top, person.bottom) if garment is not None]
+        for place, phrase in enumerate(hat + garments):
+            text += (" and " if place else ", wearing ") + phrase
+            ends.append(len(text))
+    return FullDescription(text, tuple(ends))
 
 
 def describe_cast(group: Group, variant: int = 0) -> tuple[Description, ...]:

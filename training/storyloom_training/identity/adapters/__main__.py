@@ -46,10 +46,10 @@ def main() -> None:
     bench, held_out = workshop.bench(plan), workshop.held_out(plan)
     folder = options.folder / options.method
     trainee = method.prepare(bench, folder)
-    sheet = partial(contact_sheet, held_out, workshop.vae, workshop.scale, [0, 1, 2, 3, 4, 5])
+    sheet = partial(contact_sheet, held_out, workshop.vae, workshop.scale, [0, 1, 2])
     train_adapter(bench, folder, trainee, held_out, sheet)
     out = options.out or package / "identity" / f"{options.method}.safetensors"
-    save_adapter(out, trainee, method=method.name, encoders=bench.source.features.encoders)
+    save_adapter(out, trainee, method=method.name)
     print(f"wrote {out}")
 
 

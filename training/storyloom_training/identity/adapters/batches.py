@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from storyloom_training.config import InjectorRecipe
+from storyloom_training.config import AdapterRecipe
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.features import PeopleFeatures
 from storyloom_training.identity.adapters.references import NOBODY, shuffled_references, stacked_references
@@ -21,11 +21,35 @@ from storyloom_training.synchronizer import token_masks
 class References:
     """Entries of `PeopleFeatures`, int64 [rows, people, references], NOBODY where there is none.
 
-    Where `zeroed`, bool [rows], features are zeros, as under the negative prompt.
+    Where `zeroed`, bool [rows], features are zeros, as under the negative prompt. Where `faceless` or `lookless`, a
+    method that reads face and character crop goes without the tokens of the one or the other.
     """
 
     entries: Tensor
     zeroed: Tensor
+    faceless: Tensor
+    lookless: Tensor
+
+    @classmethod
+    def whole(cls, entries: Tensor) -> References:
+        """References of which nothing is left out."""
+        nothing = torch.zeros(len(entries), dtype=torch.bool)
+        return cls(entries, nothing, nothing, nothing)
+
+    def under_negatives(self) -> References:
+        """The rows of the negative prompt, then these."""
+        nothing = torch.zeros_like(self.zeroed)
+        return References(
+            self.entries.repeat(2, 1, 1),
+            torch.cat((~nothing, self.zeroed)),
+            torch.cat((nothing, self.faceless)),
+            torch.cat((nothing, self.lookless)),
+        )
+
+    def of_pairs(self, flags: Tensor) -> Tensor:
+        """Flags of rows, bool [rows], for each reference there is, bool [n]."""
+        there = self.entries != NOBODY
+        return flags.view(-1, 1, 1).expand_as(there)[there]
 
     @property
     def present(self) -> Tensor:
@@ -64,7 +88,7 @@ class BatchSource:
 
     data: StoryDB
     features: PeopleFeatures
-    plan: InjectorRecipe
+    plan: AdapterRecipe
 
     def draw(self, draw: torch.Generator, step: int) -> IdentityBatch:
         """A batch of random groups."""
@@ -78,7 +102,8 @@ class BatchSource:
         pictures: list[int] = []
         people: list[int] = []
         captions: list[Caption | None] = []
-        entries, zeroed = [], []
+        entries: list[Tensor] = []
+        dropped: list[tuple[bool, bool, bool]] = []
         for group in groups:
             frames = torch.randperm(self.data.frames, generator=draw)[: plan.frames].tolist()
             chance = float(torch.rand((), generator=draw)) if drop else float("inf")
@@ -88,8 +113,11 @@ class BatchSource:
             people += [len(self.data.group(group).cast)] * plan.frames
             captions += [None] * plan.frames if no_text else captioner(group, frames, step)
             entries.append(self._references(group, frames, draw))
-            zeroed += [no_identity] * plan.frames
-        return IdentityBatch(pictures, people, captions, References(torch.cat(entries), torch.tensor(zeroed)))
+            part = float(torch.rand((), generator=draw)) if drop and plan.part_dropout else 1.0
+            faceless, lookless = part < plan.part_dropout, plan.part_dropout <= part < 2 * plan.part_dropout
+            dropped += [(no_identity, faceless, lookless)] * plan.frames
+        references = References(torch.cat(entries), *torch.tensor(dropped).unbind(1))
+        return IdentityBatch(pictures, people, captions, references)
 
     def _references(self, group: int, frames: list[int], draw: torch.Generator) -> Tensor:
         """int64 [frames, people, references]."""
@@ -110,4 +138,4 @@ def of_others(references: References, rows: int) -> References:
     """
     other = references.entries.roll(rows, 0)
     other = torch.where(other == NOBODY, other[:, :1], other)
-    return References(torch.where(references.present[..., None], other, NOBODY), references.zeroed)
+    return replace(references, entries=torch.where(references.present[..., None], other, NOBODY))

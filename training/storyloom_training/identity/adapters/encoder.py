@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from storyloom_model.identity.encoders.faces import find_pack
 from storyloom_training.identity.adapters.crops import Crops
 
 
@@ -20,21 +20,22 @@ class PackageEncoder:
     """Recogniser of the face pack in `faces`, and the image encoder in `images` (transformers' layout)."""
 
     def __init__(self, faces: Path, images: Path) -> None:
-        self._pack = find_pack(faces)
+        (self._pack,) = (faces / "models").iterdir()
         self._images = images
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the weights."""
         digest = hashlib.sha256()
-        for file in sorted((*self._pack.glob("*.onnx"), *self._images.glob("*.safetensors"))):
+        for file in (Path(self._recogniser.model_file), *sorted(self._images.glob("*.safetensors"))):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
 
     def faces(self, crops: Crops) -> NDArray[np.float32]:
         """Aligned faces [n, 112, 112, 3] RGB -> embeddings of length 1, [n, 512]."""
         found: NDArray[np.float32] = self._recogniser.get_feat([crop[..., ::-1] for crop in crops])
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return unit
 
     @torch.inference_mode()
     def states(self, crops: Crops) -> NDArray[np.float32]:
@@ -46,7 +47,7 @@ class PackageEncoder:
 
     @cached_property
     def _recogniser(self) -> Any:
-        from insightface import model_zoo
+        model_zoo: Any = importlib.import_module("insightface.model_zoo")
 
         files = sorted(self._pack.glob("*.onnx"))
         models = (model_zoo.get_model(str(file), providers=["CPUExecutionProvider"]) for file in files)

@@ -12,8 +12,10 @@ from storyloom_model.identity.streams import IdentityStreams, PackedStreams
 from storyloom_training.config import InjectorRecipe
 from storyloom_training.identity.adapters.batches import References
 from storyloom_training.identity.adapters.features import PeopleFeatures
-from storyloom_training.identity.adapters.saying import Sayings
+from storyloom_training.identity.adapters.references import NOBODY
 from storyloom_training.identity.adapters.trainee import Trainee, inputs_of
+
+NAMES = ("face", "face_states")
 
 
 def injector_sizes(plan: InjectorRecipe, features: PeopleFeatures, unet: Any) -> InjectorSizes:
@@ -30,20 +32,21 @@ def injector_sizes(plan: InjectorRecipe, features: PeopleFeatures, unet: Any) ->
 
 
 class InjectorTrainee(Trainee):
-    """With shuffled references a person's stream holds the tokens of one reference; stacked, of all.
-
-    While there are `sayings`, tokens are what the text says of the people, and the maker has no part.
-    """
+    """With shuffled references a person's stream holds the tokens of one reference; stacked, of all."""
 
     maker: StorynizorInjector
 
     def __init__(self, sizes: InjectorSizes, unet: Any) -> None:
         super().__init__(StorynizorInjector(sizes), unet)
-        self.sayings: Sayings | None = None
+
+    def tokens_of(self, features: PeopleFeatures, entries: Tensor) -> Tensor:
+        """Entries int64 [n] -> tokens [n, tokens, width]."""
+        made: Tensor = self.maker(*(features.take(name, entries) for name in NAMES))
+        return made
 
     def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
-        there = references.entries >= 0
-        made = self._tokens(features, references, there)
+        there = references.entries != NOBODY
+        made: Tensor = self.maker(*inputs_of(features, references, NAMES))
         tokens = made.new_zeros(*there.shape, *made.shape[1:])
         tokens[there] = made
         rows, people = there.shape[:2]
@@ -56,11 +59,3 @@ class InjectorTrainee(Trainee):
             torch.arange(people).expand(rows, -1),
         )
         return packed.project(self.projections())
-
-    def _tokens(self, features: PeopleFeatures, references: References, there: Tensor) -> Tensor:
-        """Of every reference there is, [n, tokens, width]."""
-        if self.sayings is not None:
-            zeroed = references.zeroed.view(-1, 1, 1).expand_as(there)[there]
-            return torch.where(zeroed.view(-1, 1, 1), 0.0, self.sayings(references.entries[there]))
-        made: Tensor = self.maker(*inputs_of(features, references, ("face", "face_states")))
-        return made

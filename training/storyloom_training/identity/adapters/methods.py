@@ -2,46 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from storyloom_training.config import InjectorRecipe, Recipe
+from storyloom_training.config import AdapterRecipe, InjectorRecipe, Recipe, StoryMakerRecipe
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
-from storyloom_training.identity.adapters.saying import Sayings, learn_to_say
-from storyloom_training.identity.adapters.stage import Bench, train_adapter
+from storyloom_training.identity.adapters.saying import learn_to_say
+from storyloom_training.identity.adapters.sayings import Sayings
+from storyloom_training.identity.adapters.stage import Bench
+from storyloom_training.identity.adapters.storymaker import StoryMakerTrainee, storymaker_sizes
 from storyloom_training.identity.adapters.trainee import Trainee
+
+FACE = ("face", "face_states")
+FACE_AND_CHARACTER = (*FACE, "character_states")
 
 
 @dataclass(frozen=True)
-class Method:
-    """`name` is what the engine calls the method, `features` what it reads of a reference.
+class Method(ABC):
+    """`name` is what the engine calls the method, `features` what it reads of a reference."""
 
-    `prepare` makes what trains, with all but the diffusion stage done.
-    """
+    name: ClassVar[str]
+    features: ClassVar[tuple[str, ...]]
 
-    name: str
-    features: tuple[str, ...]
-    plan: Callable[[Recipe], InjectorRecipe]
-    prepare: Callable[[Bench, Path], Trainee]
+    @abstractmethod
+    def plan(self, recipe: Recipe) -> AdapterRecipe:
+        """What of the recipe is for this method."""
 
-
-def _injector(bench: Bench, folder: Path) -> InjectorTrainee:
-    torch.manual_seed(bench.recipe.seed)
-    plan = bench.plan
-    trainee = InjectorTrainee(injector_sizes(plan, bench.source.features, bench.model.unet), bench.model.unet)
-    trainee.sayings = sayings = Sayings.of(bench, plan.tokens)
-    train_adapter(replace(bench, plan=replace(plan, steps=plan.layer_steps)), folder / "layers", trainee)
-    trainee.sayings = None
-    learn_to_say(bench, folder / "say", trainee.maker, sayings)
-    return trainee
+    @abstractmethod
+    def prepare(self, bench: Bench, folder: Path) -> Trainee:
+        """What trains, with all but the diffusion stage done."""
 
 
-FACE = ("face", "face_states")
+@dataclass(frozen=True)
+class Storynizor(Method):
+    """The ID-Injector, or with `stacked` the paper's ablation of it."""
 
-METHODS = {
-    "storynizor": Method("storynizor", FACE, lambda recipe: recipe.injector, _injector),
-    "storynizor-stacked": Method("storynizor", FACE, lambda recipe: replace(recipe.injector, stacked=True), _injector),
+    name = "storynizor"
+    features = ("face", "face_states")
+    stacked: bool = False
+
+    def plan(self, recipe: Recipe) -> InjectorRecipe:
+        return replace(recipe.injector, stacked=self.stacked)
+
+    def prepare(self, bench: Bench, folder: Path) -> Trainee:
+        torch.manual_seed(bench.recipe.seed)
+        features, unet, plan = bench.source.features, bench.model.unet, self.plan(bench.recipe)
+        trainee = InjectorTrainee(injector_sizes(plan, features, unet), unet)
+        sayings = Sayings.of(bench, plan.tokens, clothes=False)
+        learn_to_say(bench, folder / "say", trainee.maker, sayings, partial(trainee.tokens_of, features))
+        return trainee
+
+
+@dataclass(frozen=True)
+class StoryMaker(Method):
+    """StoryMaker, or one of its ablations."""
+
+    name = "storymaker"
+    features = ("face", "face_states", "character_states")
+    background: bool = True
+    attention_loss: bool = True
+
+    def plan(self, recipe: Recipe) -> StoryMakerRecipe:
+        plan = replace(recipe.storymaker, background=self.background)
+        return plan if self.attention_loss else replace(plan, attention_loss=0.0)
+
+    def prepare(self, bench: Bench, folder: Path) -> Trainee:
+        torch.manual_seed(bench.recipe.seed)
+        features, unet, plan = bench.source.features, bench.model.unet, self.plan(bench.recipe)
+        trainee = StoryMakerTrainee(storymaker_sizes(plan, features, unet), plan, unet)
+        face = Sayings.of(bench, plan.face_tokens, clothes=False)
+        sayings = face.beside(Sayings.of(bench, plan.character_tokens, clothes=True))
+        learn_to_say(bench, folder / "say", trainee.maker, sayings, partial(trainee.tokens_of, features))
+        return trainee
+
+
+METHODS: dict[str, Method] = {
+    "storynizor": Storynizor(),
+    "storynizor-stacked": Storynizor(stacked=True),
+    "storymaker": StoryMaker(),
+    "storymaker-no-background": StoryMaker(background=False),
+    "storymaker-no-attention-loss": StoryMaker(attention_loss=False),
 }

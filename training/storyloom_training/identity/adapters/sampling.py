@@ -44,10 +44,7 @@ def sample_stories(
     layout = GroupLayout((frames,) * (2 * rows // frames))
     identity = None
     if references is not None:
-        doubled = References(
-            references.entries.repeat(2, 1, 1), torch.cat((torch.ones(rows, dtype=torch.bool), references.zeroed))
-        )
-        identity = trainee.streams(bench.source.features, doubled)
+        identity = trainee.streams(bench.source.features, references.under_negatives())
     previous = None
     for timestep in scheduler.timesteps:
         story = StoryAttention(
@@ -96,7 +93,7 @@ def one_reference(bench: Bench, groups: list[int], frames: int) -> References:
     table = bench.source.features.table
     entries = torch.stack([table[group, _clearest(bench, group)] for group in groups])
     rows = entries.repeat_interleave(frames, 0)
-    return References(rows[..., None], torch.zeros(len(rows), dtype=torch.bool))
+    return References.whole(rows[..., None])
 
 
 def _clearest(bench: Bench, group: int) -> int:

@@ -14,13 +14,16 @@ from transformers import CLIPTokenizer
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention
 from storyloom_training.base import TextToImage
-from storyloom_training.config import InjectorRecipe, Recipe
+from storyloom_training.config import AdapterRecipe, Recipe
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
 from storyloom_training.identity.adapters.trainee import Trainee
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss, people_weights, weighted_mse
+
+SAVE_EVERY, SAMPLE_EVERY = 50, 100
+"""Steps between checkpoints and between contact sheets, which take as long as a dozen steps."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Bench:
     """
 
     recipe: Recipe
-    plan: InjectorRecipe
+    plan: AdapterRecipe
     model: TextToImage
     tokenizer: CLIPTokenizer
     source: BatchSource
@@ -128,14 +131,14 @@ def train_adapter(
     bench: Bench,
     folder: Path,
     trainee: Trainee,
-    held_out: Bench | None = None,
+    held_out: Bench,
     sample: Callable[[Trainee, Path], None] | None = None,
     parameters: list[torch.nn.Parameter] | None = None,
 ) -> dict[str, Tensor]:
     """Trains maker and layers; the model stays frozen. Returns averaged weights, named as in an adapter's file.
 
-    At every checkpoint writes the losses of `validate` on `held_out` to `validation.jsonl`, and with `sample` a picture
-    to `samples/`.
+    At every checkpoint writes the losses of `validate` on `held_out` to `validation.jsonl`, and now and then with
+    `sample` a picture to `samples/`.
     """
     plan = bench.plan
     bench.model.requires_grad_(False)
@@ -151,7 +154,7 @@ def train_adapter(
         learning_rate=plan.learning_rate,
         generator=torch.Generator().manual_seed(bench.recipe.seed + 6),
         ema=average,
-        save_every=50,
+        save_every=SAVE_EVERY,
     )
 
     def compute(stage: Stage) -> Losses:
@@ -163,10 +166,9 @@ def train_adapter(
     def look(stage: Stage) -> None:
         live = {name: value.clone() for name, value in trainee.state_dict().items()}
         trainee.load_state_dict(average.shadow)
-        if held_out is not None:
-            with (folder / "validation.jsonl").open("a") as log:
-                log.write(json.dumps({"step": stage.step} | validate(held_out, trainee)) + "\n")
-        if sample:
+        with (folder / "validation.jsonl").open("a") as log:
+            log.write(json.dumps({"step": stage.step} | validate(held_out, trainee)) + "\n")
+        if sample and (stage.step % SAMPLE_EVERY == 0 or stage.step == stage.steps):
             (folder / "samples").mkdir(exist_ok=True)
             sample(trainee, folder / "samples" / f"{stage.step:06d}.png")
         trainee.load_state_dict(live)

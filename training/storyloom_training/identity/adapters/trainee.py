@@ -10,10 +10,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from storyloom_model.attention import AttentionPass
-from storyloom_model.identity.adapter import LayerProjections, StreamMaker
+from storyloom_model.identity.adapter import LayerProjections, LowRank, StreamMaker
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_training.identity.adapters.batches import References
 from storyloom_training.identity.adapters.features import PeopleFeatures
+from storyloom_training.identity.adapters.references import NOBODY
 
 
 class IdentityLayer(nn.Module):
@@ -30,7 +31,7 @@ class IdentityLayer(nn.Module):
 
 
 class Trainee(nn.Module, ABC):
-    """Maker and layers of an adapter in training; the state dict's names are those of the adapter's file."""
+    """Maker and layers of an adapter in training."""
 
     def __init__(self, maker: StreamMaker, unet: Any) -> None:
         super().__init__()
@@ -40,6 +41,11 @@ class Trainee(nn.Module, ABC):
 
     def projections(self) -> list[LayerProjections]:
         return [layer.projections() for layer in self.layers if isinstance(layer, IdentityLayer)]
+
+    @property
+    def low_rank(self) -> dict[str, LowRank]:
+        """Changes of the UNet's weights, by parameter name."""
+        return {}
 
     @abstractmethod
     def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
@@ -52,7 +58,7 @@ class Trainee(nn.Module, ABC):
 
 def inputs_of(features: PeopleFeatures, references: References, names: tuple[str, ...]) -> list[Tensor]:
     """Some features of all references there are, [n, ...] each, in the order of rows, people and references."""
-    there = references.entries >= 0
-    zeroed = references.zeroed.view(-1, 1, 1).expand_as(there)[there]
-    found = (features.take(name, references.entries[there]) for name in names)
+    entries = references.entries[references.entries != NOBODY]
+    zeroed = references.of_pairs(references.zeroed)
+    found = (features.take(name, entries) for name in names)
     return [torch.where(zeroed.view(-1, *[1] * (values.ndim - 1)), 0.0, values) for values in found]

@@ -15,7 +15,7 @@ from storyloom_model.attention import install_story_attention
 from storyloom_model.components import Components, load_components
 from storyloom_model.package import ModelPackage
 from storyloom_training.base import TextToImage
-from storyloom_training.config import InjectorRecipe, Recipe
+from storyloom_training.config import AdapterRecipe, Recipe
 from storyloom_training.identity.adapters.batches import BatchSource
 from storyloom_training.identity.adapters.crops import people_crops
 from storyloom_training.identity.adapters.features import ARRAYS, CropEncoder, people_features
@@ -65,12 +65,12 @@ class Workshop:
         install_story_attention(unet)
         return TextToImage(unet, self.components.text_encoder).requires_grad_(False).eval()
 
-    def bench(self, plan: InjectorRecipe) -> Bench:
+    def bench(self, plan: AdapterRecipe) -> Bench:
         """To train on."""
         data = self._data(self.rendered / "data", Split.TRAIN, self.recipe.data.groups)
         return self._bench(plan, data, self.rendered / "latents.pt", plan.feature_groups)
 
-    def held_out(self, plan: InjectorRecipe) -> Bench:
+    def held_out(self, plan: AdapterRecipe) -> Bench:
         """To validate on: people who never occur in training."""
         place = self.folder / "validation"
         groups = min(VALIDATION_GROUPS, 2 * plan.feature_groups)
@@ -83,7 +83,7 @@ class Workshop:
         data.prepare()
         return data
 
-    def _bench(self, plan: InjectorRecipe, data: StoryDB, latents: Path, groups: int) -> Bench:
+    def _bench(self, plan: AdapterRecipe, data: StoryDB, latents: Path, groups: int) -> Bench:
         if not latents.exists():
             values = (encode_pictures(self.vae, data.pictures) * self.scale).half()
             torch.save({"values": values, "scale": self.scale}, latents)
