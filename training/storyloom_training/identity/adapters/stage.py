@@ -22,7 +22,7 @@ from storyloom_training.identity.adapters.trainee import Trainee
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss, people_weights, weighted_mse
 
-SAVE_EVERY, SAMPLE_EVERY = 50, 100
+SAVE_EVERY, SAMPLE_EVERY = 50, 150
 """Steps between checkpoints and between contact sheets, which take as long as a dozen steps."""
 
 
@@ -107,7 +107,7 @@ def losses_of(
 
 
 @torch.no_grad()
-def validate(bench: Bench, trainee: Trainee, groups: int = 12) -> dict[str, float]:
+def validate(bench: Bench, trainee: Trainee, groups: int = 8) -> dict[str, float]:
     """Diffusion loss of held-out people under generic captions: with their references, with other people's, with none.
 
     Rows, noise and captions are the same for all three and at every call.
