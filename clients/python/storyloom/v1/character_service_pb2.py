@@ -23,33 +23,34 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from storyloom.v1 import story_pb2 as storyloom_dot_v1_dot_story__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$storyloom/v1/character_service.proto\x12\x0cstoryloom.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n\x0f\x43haracterRecord\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nreferences\x18\x04 \x01(\r\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x16\x43reateCharacterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nreferences\x18\x03 \x03(\x0c\"K\n\x17\x43reateCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\"+\n\x13GetCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"H\n\x14GetCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\">\n\x15ListCharactersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListCharactersResponse\x12\x31\n\ncharacters\x18\x01 \x03(\x0b\x32\x1d.storyloom.v1.CharacterRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x16\x44\x65leteCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteCharacterResponse2\x86\x03\n\x10\x43haracterService\x12^\n\x0f\x43reateCharacter\x12$.storyloom.v1.CreateCharacterRequest\x1a%.storyloom.v1.CreateCharacterResponse\x12U\n\x0cGetCharacter\x12!.storyloom.v1.GetCharacterRequest\x1a\".storyloom.v1.GetCharacterResponse\x12[\n\x0eListCharacters\x12#.storyloom.v1.ListCharactersRequest\x1a$.storyloom.v1.ListCharactersResponse\x12^\n\x0f\x44\x65leteCharacter\x12$.storyloom.v1.DeleteCharacterRequest\x1a%.storyloom.v1.DeleteCharacterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$storyloom/v1/character_service.proto\x12\x0cstoryloom.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18storyloom/v1/story.proto\"\xc4\x01\n\x0f\x43haracterRecord\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nreferences\x18\x04 \x01(\r\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0freference_notes\x18\x06 \x03(\t\x12\x1a\n\x12references_encoded\x18\x07 \x01(\x08\"\x84\x01\n\x16\x43reateCharacterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nreferences\x18\x03 \x03(\x0c\x12\x33\n\x12reference_pictures\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\"K\n\x17\x43reateCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\"+\n\x13GetCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"H\n\x14GetCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\">\n\x15ListCharactersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListCharactersResponse\x12\x31\n\ncharacters\x18\x01 \x03(\x0b\x32\x1d.storyloom.v1.CharacterRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x16\x44\x65leteCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteCharacterResponse2\x86\x03\n\x10\x43haracterService\x12^\n\x0f\x43reateCharacter\x12$.storyloom.v1.CreateCharacterRequest\x1a%.storyloom.v1.CreateCharacterResponse\x12U\n\x0cGetCharacter\x12!.storyloom.v1.GetCharacterRequest\x1a\".storyloom.v1.GetCharacterResponse\x12[\n\x0eListCharacters\x12#.storyloom.v1.ListCharactersRequest\x1a$.storyloom.v1.ListCharactersResponse\x12^\n\x0f\x44\x65leteCharacter\x12$.storyloom.v1.DeleteCharacterRequest\x1a%.storyloom.v1.DeleteCharacterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storyloom.v1.character_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHARACTERRECORD']._serialized_start=88
-  _globals['_CHARACTERRECORD']._serialized_end=231
-  _globals['_CREATECHARACTERREQUEST']._serialized_start=233
-  _globals['_CREATECHARACTERREQUEST']._serialized_end=312
-  _globals['_CREATECHARACTERRESPONSE']._serialized_start=314
-  _globals['_CREATECHARACTERRESPONSE']._serialized_end=389
-  _globals['_GETCHARACTERREQUEST']._serialized_start=391
-  _globals['_GETCHARACTERREQUEST']._serialized_end=434
-  _globals['_GETCHARACTERRESPONSE']._serialized_start=436
-  _globals['_GETCHARACTERRESPONSE']._serialized_end=508
-  _globals['_LISTCHARACTERSREQUEST']._serialized_start=510
-  _globals['_LISTCHARACTERSREQUEST']._serialized_end=572
-  _globals['_LISTCHARACTERSRESPONSE']._serialized_start=574
-  _globals['_LISTCHARACTERSRESPONSE']._serialized_end=674
-  _globals['_DELETECHARACTERREQUEST']._serialized_start=676
-  _globals['_DELETECHARACTERREQUEST']._serialized_end=722
-  _globals['_DELETECHARACTERRESPONSE']._serialized_start=724
-  _globals['_DELETECHARACTERRESPONSE']._serialized_end=749
-  _globals['_CHARACTERSERVICE']._serialized_start=752
-  _globals['_CHARACTERSERVICE']._serialized_end=1142
+  _globals['_CHARACTERRECORD']._serialized_start=114
+  _globals['_CHARACTERRECORD']._serialized_end=310
+  _globals['_CREATECHARACTERREQUEST']._serialized_start=313
+  _globals['_CREATECHARACTERREQUEST']._serialized_end=445
+  _globals['_CREATECHARACTERRESPONSE']._serialized_start=447
+  _globals['_CREATECHARACTERRESPONSE']._serialized_end=522
+  _globals['_GETCHARACTERREQUEST']._serialized_start=524
+  _globals['_GETCHARACTERREQUEST']._serialized_end=567
+  _globals['_GETCHARACTERRESPONSE']._serialized_start=569
+  _globals['_GETCHARACTERRESPONSE']._serialized_end=641
+  _globals['_LISTCHARACTERSREQUEST']._serialized_start=643
+  _globals['_LISTCHARACTERSREQUEST']._serialized_end=705
+  _globals['_LISTCHARACTERSRESPONSE']._serialized_start=707
+  _globals['_LISTCHARACTERSRESPONSE']._serialized_end=807
+  _globals['_DELETECHARACTERREQUEST']._serialized_start=809
+  _globals['_DELETECHARACTERREQUEST']._serialized_end=855
+  _globals['_DELETECHARACTERRESPONSE']._serialized_start=857
+  _globals['_DELETECHARACTERRESPONSE']._serialized_end=882
+  _globals['_CHARACTERSERVICE']._serialized_start=885
+  _globals['_CHARACTERSERVICE']._serialized_end=1275
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from storyloom.v1 import story_pb2 as _story_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -10,28 +11,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CharacterRecord(_message.Message):
-    __slots__ = ("character_id", "name", "description", "references", "create_time")
+    __slots__ = ("character_id", "name", "description", "references", "create_time", "reference_notes", "references_encoded")
     CHARACTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_NOTES_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_ENCODED_FIELD_NUMBER: _ClassVar[int]
     character_id: str
     name: str
     description: str
     references: int
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, character_id: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., references: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ...) -> None: ...
+    reference_notes: _containers.RepeatedScalarFieldContainer[str]
+    references_encoded: bool
+    def __init__(self, character_id: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., references: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., reference_notes: _Optional[_Iterable[str]] = ..., references_encoded: _Optional[bool] = ...) -> None: ...
 
 class CreateCharacterRequest(_message.Message):
-    __slots__ = ("name", "description", "references")
+    __slots__ = ("name", "description", "references", "reference_pictures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_PICTURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     references: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., references: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    reference_pictures: _containers.RepeatedCompositeFieldContainer[_story_pb2.Reference]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., references: _Optional[_Iterable[bytes]] = ..., reference_pictures: _Optional[_Iterable[_Union[_story_pb2.Reference, _Mapping[str, object]]]] = ...) -> None: ...
 
 class CreateCharacterResponse(_message.Message):
     __slots__ = ("character",)

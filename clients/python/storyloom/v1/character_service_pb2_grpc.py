@@ -81,7 +81,8 @@ class CharacterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCharacter(self, request, context):
-        """Stories that were accepted with the character keep it.
+        """Its pictures, and what was encoded of them, are deleted with it. Stories that were accepted with the character keep
+        their own copy of the latter until they are deleted themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

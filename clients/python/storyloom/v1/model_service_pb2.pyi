@@ -66,7 +66,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters")
+    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SOLVERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -83,7 +84,16 @@ class Model(_message.Message):
     limits: Limits
     solvers: _containers.RepeatedScalarFieldContainer[_story_pb2.Solver]
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    identity_adapters: _containers.RepeatedCompositeFieldContainer[IdentityAdapter]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ...) -> None: ...
+
+class IdentityAdapter(_message.Message):
+    __slots__ = ("name", "keeps")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    keeps: _containers.RepeatedScalarFieldContainer[_story_pb2.IdentityPart]
+    def __init__(self, name: _Optional[str] = ..., keeps: _Optional[_Iterable[_Union[_story_pb2.IdentityPart, str]]] = ...) -> None: ...
 
 class ImageSize(_message.Message):
     __slots__ = ("width", "height")
@@ -94,15 +104,19 @@ class ImageSize(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_frames", "max_characters", "max_steps", "max_prompt_tokens", "window_frames")
+    __slots__ = ("max_frames", "max_characters", "max_steps", "max_prompt_tokens", "window_frames", "max_references", "max_request_bytes")
     MAX_FRAMES_FIELD_NUMBER: _ClassVar[int]
     MAX_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_frames: int
     max_characters: int
     max_steps: int
     max_prompt_tokens: int
     window_frames: int
-    def __init__(self, max_frames: _Optional[int] = ..., max_characters: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., window_frames: _Optional[int] = ...) -> None: ...
+    max_references: int
+    max_request_bytes: int
+    def __init__(self, max_frames: _Optional[int] = ..., max_characters: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., window_frames: _Optional[int] = ..., max_references: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...

@@ -24,23 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storyloom/v1/story.proto\x12\x0cstoryloom.v1\"\xba\x01\n\x05Story\x12\r\n\x05title\x18\x01 \x01(\t\x12+\n\ncharacters\x18\x02 \x03(\x0b\x32\x17.storyloom.v1.Character\x12#\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x13.storyloom.v1.Frame\x12\r\n\x05style\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12(\n\x08settings\x18\x06 \x01(\x0b\x32\x16.storyloom.v1.Settings\"D\n\tCharacter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x63haracter_id\x18\x03 \x01(\t\"G\n\x05\x46rame\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncharacters\x18\x02 \x03(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"@\n\x0b\x43onsistency\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\tB\n\n\x08_enabled\"\xb1\x02\n\x08Settings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12$\n\x06solver\x18\x04 \x01(\x0e\x32\x14.storyloom.v1.Solver\x12\x12\n\x05width\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x06height\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12.\n\x0b\x63onsistency\x18\x08 \x01(\x0b\x32\x19.storyloom.v1.Consistency\x12\x18\n\x10preview_interval\x18\t \x01(\rB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x08\n\x06_widthB\t\n\x07_heightB\x07\n\x05_seed*U\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOLVER_DDIM\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x10\n\x0cSOLVER_UNIPC\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storyloom/v1/story.proto\x12\x0cstoryloom.v1\"\xba\x01\n\x05Story\x12\r\n\x05title\x18\x01 \x01(\t\x12+\n\ncharacters\x18\x02 \x03(\x0b\x32\x17.storyloom.v1.Character\x12#\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x13.storyloom.v1.Frame\x12\r\n\x05style\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12(\n\x08settings\x18\x06 \x01(\x0b\x32\x16.storyloom.v1.Settings\"\xa2\x01\n\tCharacter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x63haracter_id\x18\x03 \x01(\t\x12+\n\nreferences\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\x12/\n\x08identity\x18\x05 \x01(\x0b\x32\x1d.storyloom.v1.IdentityOptions\"U\n\tReference\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.storyloom.v1.ReferenceRole\"\x85\x01\n\x0fIdentityOptions\x12\x12\n\x05scale\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12(\n\x04keep\x18\x02 \x03(\x0e\x32\x1a.storyloom.v1.IdentityPart\x12*\n\x05\x62lend\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.IdentityBlendB\x08\n\x06_scale\"E\n\rIdentityBlend\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"G\n\x05\x46rame\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncharacters\x18\x02 \x03(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"@\n\x0b\x43onsistency\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\tB\n\n\x08_enabled\"\xcb\x02\n\x08Settings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12$\n\x06solver\x18\x04 \x01(\x0e\x32\x14.storyloom.v1.Solver\x12\x12\n\x05width\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x06height\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12.\n\x0b\x63onsistency\x18\x08 \x01(\x0b\x32\x19.storyloom.v1.Consistency\x12\x18\n\x10preview_interval\x18\t \x01(\r\x12\x18\n\x10identity_adapter\x18\n \x01(\tB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x08\n\x06_widthB\t\n\x07_heightB\x07\n\x05_seed*i\n\rReferenceRole\x12\x1e\n\x1aREFERENCE_ROLE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFERENCE_ROLE_CHARACTER\x10\x01\x12\x1a\n\x16REFERENCE_ROLE_CLOTHES\x10\x02*\x90\x01\n\x0cIdentityPart\x12\x1d\n\x19IDENTITY_PART_UNSPECIFIED\x10\x00\x12\x16\n\x12IDENTITY_PART_FACE\x10\x01\x12\x16\n\x12IDENTITY_PART_HAIR\x10\x02\x12\x19\n\x15IDENTITY_PART_CLOTHES\x10\x03\x12\x16\n\x12IDENTITY_PART_BODY\x10\x04*U\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOLVER_DDIM\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x10\n\x0cSOLVER_UNIPC\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storyloom.v1.story_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOLVER']._serialized_start=748
-  _globals['_SOLVER']._serialized_end=833
+  _globals['_REFERENCEROLE']._serialized_start=1163
+  _globals['_REFERENCEROLE']._serialized_end=1268
+  _globals['_IDENTITYPART']._serialized_start=1271
+  _globals['_IDENTITYPART']._serialized_end=1415
+  _globals['_SOLVER']._serialized_start=1417
+  _globals['_SOLVER']._serialized_end=1502
   _globals['_STORY']._serialized_start=43
   _globals['_STORY']._serialized_end=229
-  _globals['_CHARACTER']._serialized_start=231
-  _globals['_CHARACTER']._serialized_end=299
-  _globals['_FRAME']._serialized_start=301
-  _globals['_FRAME']._serialized_end=372
-  _globals['_CONSISTENCY']._serialized_start=374
-  _globals['_CONSISTENCY']._serialized_end=438
-  _globals['_SETTINGS']._serialized_start=441
-  _globals['_SETTINGS']._serialized_end=746
+  _globals['_CHARACTER']._serialized_start=232
+  _globals['_CHARACTER']._serialized_end=394
+  _globals['_REFERENCE']._serialized_start=396
+  _globals['_REFERENCE']._serialized_end=481
+  _globals['_IDENTITYOPTIONS']._serialized_start=484
+  _globals['_IDENTITYOPTIONS']._serialized_end=617
+  _globals['_IDENTITYBLEND']._serialized_start=619
+  _globals['_IDENTITYBLEND']._serialized_end=688
+  _globals['_FRAME']._serialized_start=690
+  _globals['_FRAME']._serialized_end=761
+  _globals['_CONSISTENCY']._serialized_start=763
+  _globals['_CONSISTENCY']._serialized_end=827
+  _globals['_SETTINGS']._serialized_start=830
+  _globals['_SETTINGS']._serialized_end=1161
 # @@protoc_insertion_point(module_scope)

@@ -7,12 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ReferenceRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFERENCE_ROLE_UNSPECIFIED: _ClassVar[ReferenceRole]
+    REFERENCE_ROLE_CHARACTER: _ClassVar[ReferenceRole]
+    REFERENCE_ROLE_CLOTHES: _ClassVar[ReferenceRole]
+
+class IdentityPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IDENTITY_PART_UNSPECIFIED: _ClassVar[IdentityPart]
+    IDENTITY_PART_FACE: _ClassVar[IdentityPart]
+    IDENTITY_PART_HAIR: _ClassVar[IdentityPart]
+    IDENTITY_PART_CLOTHES: _ClassVar[IdentityPart]
+    IDENTITY_PART_BODY: _ClassVar[IdentityPart]
+
 class Solver(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SOLVER_UNSPECIFIED: _ClassVar[Solver]
     SOLVER_DDIM: _ClassVar[Solver]
     SOLVER_EULER: _ClassVar[Solver]
     SOLVER_UNIPC: _ClassVar[Solver]
+REFERENCE_ROLE_UNSPECIFIED: ReferenceRole
+REFERENCE_ROLE_CHARACTER: ReferenceRole
+REFERENCE_ROLE_CLOTHES: ReferenceRole
+IDENTITY_PART_UNSPECIFIED: IdentityPart
+IDENTITY_PART_FACE: IdentityPart
+IDENTITY_PART_HAIR: IdentityPart
+IDENTITY_PART_CLOTHES: IdentityPart
+IDENTITY_PART_BODY: IdentityPart
 SOLVER_UNSPECIFIED: Solver
 SOLVER_DDIM: Solver
 SOLVER_EULER: Solver
@@ -35,14 +57,46 @@ class Story(_message.Message):
     def __init__(self, title: _Optional[str] = ..., characters: _Optional[_Iterable[_Union[Character, _Mapping[str, object]]]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping[str, object]]]] = ..., style: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping[str, object]]] = ...) -> None: ...
 
 class Character(_message.Message):
-    __slots__ = ("name", "description", "character_id")
+    __slots__ = ("name", "description", "character_id", "references", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CHARACTER_ID_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     character_id: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., character_id: _Optional[str] = ...) -> None: ...
+    references: _containers.RepeatedCompositeFieldContainer[Reference]
+    identity: IdentityOptions
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., character_id: _Optional[str] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping[str, object]]]] = ..., identity: _Optional[_Union[IdentityOptions, _Mapping[str, object]]] = ...) -> None: ...
+
+class Reference(_message.Message):
+    __slots__ = ("picture", "mask", "role")
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    picture: bytes
+    mask: bytes
+    role: ReferenceRole
+    def __init__(self, picture: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., role: _Optional[_Union[ReferenceRole, str]] = ...) -> None: ...
+
+class IdentityOptions(_message.Message):
+    __slots__ = ("scale", "keep", "blend")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
+    scale: float
+    keep: _containers.RepeatedScalarFieldContainer[IdentityPart]
+    blend: IdentityBlend
+    def __init__(self, scale: _Optional[float] = ..., keep: _Optional[_Iterable[_Union[IdentityPart, str]]] = ..., blend: _Optional[_Union[IdentityBlend, _Mapping[str, object]]] = ...) -> None: ...
+
+class IdentityBlend(_message.Message):
+    __slots__ = ("character_id", "weight")
+    CHARACTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    character_id: str
+    weight: float
+    def __init__(self, character_id: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("prompt", "characters", "seed")
@@ -63,7 +117,7 @@ class Consistency(_message.Message):
     def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval")
+    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +127,7 @@ class Settings(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     steps: int
     guidance_scale: float
@@ -82,4 +137,5 @@ class Settings(_message.Message):
     seed: int
     consistency: Consistency
     preview_interval: int
-    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ...) -> None: ...
+    identity_adapter: str
+    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ...) -> None: ...
