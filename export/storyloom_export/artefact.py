@@ -19,6 +19,7 @@ _BLOCK_BYTES = 1 << 20
 _HASHED_FOLDERS = ("unet", "vae", "text_encoder")
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 class ArtefactError(Exception):
@@ -53,12 +54,16 @@ class FileRecord(_Part):
 
 
 class ExportRecord(_Part):
-    """``export.json``, format 1. ``latent_multiple``: the latents' height and width are multiples of this."""
+    """``export.json``, format 1.
+
+    ``latent_multiple``: the latents' height and width are multiples of this. ``quantization`` of the UNet.
+    """
 
     format: Literal[1] = 1
     package: str
     package_hash: str
     dtype: Dtype
+    quantization: Quantization = "none"
     opset: int
     latent_multiple: int
     numerics: str
@@ -83,7 +88,7 @@ class Artefact:
         """
         record = read_record(folder, package)
         for name, expected in record.files.items():
-            _check_file(folder / name, expected, rebuild_hint(package, folder))
+            check_file(folder / name, expected, rebuild_hint(package, folder))
         if record.package_hash != (found := package_hash(package)):
             raise ArtefactError(
                 f"{folder} was exported from other weights of {record.package} (hash {record.package_hash[:12]}, the "
@@ -99,7 +104,9 @@ class Artefact:
         """
         if name not in self.record.components:
             known = ", ".join(self.record.components)
-            raise ArtefactError(f"{self.folder} has no component {name}, only {known}; export the package anew")
+            raise ArtefactError(
+                f"{self.folder} has no component {name}, only {known}; make the export anew with: storyloom-export onnx"
+            )
         return self.folder / self.record.components[name].file
 
 
@@ -159,7 +166,12 @@ def package_hash(package: ModelPackage) -> str:
     return digest.hexdigest()
 
 
-def _check_file(file: Path, expected: FileRecord, hint: str) -> None:
+def check_file(file: Path, expected: FileRecord, hint: str) -> None:
+    """Makes sure that a file is what its record says.
+
+    Raises:
+        ArtefactError: it is missing, truncated or corrupt; ``hint`` ends the message.
+    """
     try:
         size = file.stat().st_size
     except OSError as error:

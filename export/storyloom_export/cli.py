@@ -18,6 +18,15 @@ ExportFolder = Annotated[
 ]
 
 
+class BackendChoice(StrEnum):
+    """What runs an export; the names of ``storyloom_export.backends``."""
+
+    onnxruntime = "onnxruntime"
+    onnxruntime_tensorrt = "onnxruntime-tensorrt"
+    onnxruntime_tensorrt_rtx = "onnxruntime-tensorrt-rtx"
+    tensorrt = "tensorrt"
+
+
 class DtypeChoice(StrEnum):
     """The number type of weights and activations."""
 
@@ -56,6 +65,7 @@ def onnx_command(
 def verify_command(
     package: PackageFolder,
     out: ExportFolder = None,
+    backend: Annotated[BackendChoice, typer.Option(help="What runs the export.")] = BackendChoice.onnxruntime,
     device: Annotated[str, typer.Option(help="Where the export runs: cpu or cuda:N.")] = "cpu",
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the story that is made with both.")] = 4,
     reader: Annotated[
@@ -64,13 +74,21 @@ def verify_command(
 ) -> None:
     """Runs the same inputs through PACKAGE in torch float32 and its export; exits with 1 over the tolerance."""
     from storyloom_export.artefact import Artefact, ArtefactError, default_folder
+    from storyloom_export.backends import BACKENDS
     from storyloom_export.verify import load_reader, verify
     from storyloom_model.package import ModelPackage, PackageError
 
     try:
         loaded = ModelPackage.load(package)
         artefact = Artefact.load(out or default_folder(package), loaded)
-        report = verify(loaded, artefact, device=device, steps=steps, reader=load_reader(reader) if reader else None)
+        report = verify(
+            loaded,
+            artefact,
+            backend=BACKENDS[backend.value],
+            device=device,
+            steps=steps,
+            reader=load_reader(reader) if reader else None,
+        )
     except (PackageError, ArtefactError, ImportError, AttributeError) as error:
         fail(error)
     print(f"{'output':24} {'max error':>10} {'mean error':>10} {'largest value':>14}")
@@ -94,7 +112,8 @@ def inspect_command(
 ) -> None:
     """Prints ops, sizes and operations of every component of an export, and what falls back."""
     from storyloom_export.artefact import Artefact, ArtefactError, default_folder
-    from storyloom_export.inspection import inspect, package_sizes
+    from storyloom_export.inspection import inspect
+    from storyloom_export.sizes import package_sizes
     from storyloom_model.package import ModelPackage, PackageError
 
     try:
@@ -121,25 +140,40 @@ def inspect_command(
 def tensorrt_command(
     package: PackageFolder,
     out: ExportFolder = None,
-    buckets: Annotated[str, typer.Option(help="Row buckets, each a profile, separated by commas.")] = "2,4,8,16,32",
+    device: Annotated[str, typer.Option(help="GPU to build for and on: cuda:N.")] = "cuda:0",
+    buckets: Annotated[str, typer.Option(help="Row buckets, each a profile, separated by commas.")] = "2,4,8,16,32,48",
 ) -> None:
-    """Builds TensorRT engines of the UNet from an export, on the GPU that they will run on, into PACKAGE/tensorrt."""
+    """Builds TensorRT engines of an export, on the GPU that they will run on, into PACKAGE/tensorrt."""
+    import torch
+
     from storyloom_export.artefact import Artefact, ArtefactError, default_folder
-    from storyloom_export.inspection import package_sizes
-    from storyloom_export.tensorrt.engine import build_engine, check_tensorrt, row_profiles
+    from storyloom_export.tensorrt.builder import COMPONENTS, build_engine
+    from storyloom_export.tensorrt.platform import Platform
     from storyloom_model.package import ModelPackage, PackageError
 
     try:
-        check_tensorrt()
+        platform = Platform.here(torch.device(device))
         loaded = ModelPackage.load(package)
         artefact = Artefact.load(out or default_folder(package), loaded)
-        rows = tuple(sorted(int(part) for part in buckets.split(",")))
-        sizes = package_sizes(loaded, artefact.record, rows[-1], loaded.manifest.limits.max_characters)
-        folder = package / "tensorrt"
-        file = build_engine(artefact, "unet", row_profiles(rows, sizes), folder, folder / "timing.cache")
+        rows = read_buckets(buckets)
+        for component in COMPONENTS:
+            _console.print(f"building {component} for {platform.gpu.key}")
+            file, built = build_engine(loaded, artefact, component, rows, platform)
+            print(f"{file.stat().st_size / 2**20:.1f} MiB in {file}{'' if built else ', built before'}")
     except (PackageError, ArtefactError, ValueError) as error:
         fail(error)
-    print(f"{file.stat().st_size / 2**20:.1f} MiB in {file}")
+
+
+def read_buckets(text: str) -> tuple[int, ...]:
+    """Row buckets from their text.
+
+    Raises:
+        ValueError: it is no list of numbers from 1 to 63, the most that exports take.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 63 for part in parts):
+        raise ValueError(f"buckets are numbers of rows from 1 to 63, separated by commas, such as 2,8,32; got {text}")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def fail(error: Exception) -> NoReturn:

@@ -1,32 +1,52 @@
-"""The backend ``onnxruntime``: the engine of ``storyloom_model`` with sessions where its modules stand."""
+"""The engine of ``storyloom_model`` with sessions of an export where its modules stand; on ONNX Runtime."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import onnxruntime
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from storyloom_export.artefact import Artefact, default_folder
-from storyloom_export.modules import OnnxTextEncoder, OnnxUNet, OnnxVae
+from storyloom_export.gpu import Gpu, tensorrt_version
+from storyloom_export.memory import DeviceMemory
+from storyloom_export.modules import ExportedTextEncoder, ExportedUNet, ExportedVae
+from storyloom_export.providers import PROVIDERS, choose
+from storyloom_export.session import OpenSession, Session
+from storyloom_export.sizes import Profile, profiles_of, shapes_of
 from storyloom_model.attention import TextKeysValues
 from storyloom_model.batch import UNetCall
 from storyloom_model.components import Components
 from storyloom_model.denoiser import DEFAULT_OPTIONS, Denoiser
-from storyloom_model.execution import ExecutionOptions
+from storyloom_model.execution import ROW_BUCKETS, ExecutionOptions
 from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.low_rank import Changes
 from storyloom_model.package import ModelPackage
 from storyloom_model.variants import Variant
 
+CACHE_FOLDER = "onnxruntime"
+"""In a package: what execution providers compile, a folder for each thing that it depends on."""
 
-class OnnxDenoiser(Denoiser):
-    """A loaded export of a model package: does all that ``Denoiser`` does. ``components`` are of ``load_sessions``."""
 
-    runtime = "onnxruntime"
+class ExportedDenoiser(Denoiser):
+    """A model package whose modules are sessions of its export: does all that ``Denoiser`` does."""
+
+    captures: ClassVar[bool] = False
+    """Whether calls of its sessions may be captured as CUDA graphs."""
+
+    @classmethod
+    def sessions(cls, package: ModelPackage, artefact: Artefact, device: torch.device) -> OpenSession:
+        """How components are opened on a device.
+
+        Raises:
+            ArtefactError: what runs them is not here.
+        """
+        raise NotImplementedError
 
     @classmethod
     def load(
@@ -42,35 +62,27 @@ class OnnxDenoiser(Denoiser):
         Args:
             folder: of the package.
             device: "cpu" or "cuda:N".
-            options: ``dtype`` must be the export's. ``cuda_graphs`` and ``channels_last`` are for torch alone, and
-                have no effect.
+            options: ``dtype`` must be the export's. ``channels_last`` is for torch alone, and has no effect.
             one_call: see ``Denoiser``.
 
         Raises:
             PackageError: the folder is not a usable package.
-            ArtefactError: the package has no export, or not a usable one.
+            ArtefactError: the package has no export, or not a usable one; or what runs it is not here.
             ValueError: the export has another dtype, or the options ask for ``compile``.
         """
-        if options.compile:
-            raise ValueError("compile is for the backend torch; ONNX Runtime optimises its graphs itself; set it off")
-        package = ModelPackage.load(folder)
-        artefact = Artefact.load(default_folder(folder), package)
-        if options.dtype != artefact.record.dtype:
-            raise ValueError(
-                f"the export of {folder} is {artefact.record.dtype}, not {options.dtype}; choose that dtype, or export "
-                f"it anew with: storyloom-export onnx {folder} --dtype {options.dtype}"
-            )
-        components = load_sessions(package, artefact, torch.device(device))
-        return cls(package, components, replace(options, cuda_graphs=False, channels_last=False), one_call=one_call)
+        package, artefact = load_artefact(folder, options)
+        components = components_of(package, artefact, cls.sessions(package, artefact, torch.device(device)))
+        kept = replace(options, cuda_graphs=options.cuda_graphs and cls.captures, channels_last=False)
+        return cls(package, components, kept, one_call=one_call)
 
     def _prepare(self, components: Components, options: ExecutionOptions) -> None:
         """Nothing: attention is in the graphs."""
 
-    def _with_adapter(self, package: ModelPackage, name: str) -> OnnxUNet:
-        unet: OnnxUNet = self._unet
+    def _with_adapter(self, package: ModelPackage, name: str) -> ExportedUNet:
+        unet: ExportedUNet = self._unet
         return unet.with_adapter(name)
 
-    def _call_of(self, unet: OnnxUNet) -> UNetCall:
+    def _call_of(self, unet: ExportedUNet) -> UNetCall:
         return unet
 
     def _text_keys_values(self, variant: Variant, text: Tensor) -> TextKeysValues:
@@ -86,17 +98,108 @@ class OnnxDenoiser(Denoiser):
         return {}
 
 
-def load_sessions(package: ModelPackage, artefact: Artefact, device: torch.device) -> Components:
-    """Sessions for every component, and the package's own tokenizer and noise schedule.
+class OnnxDenoiser(ExportedDenoiser):
+    """The backend ``onnxruntime``: on the CPU, or on a GPU by the CUDA provider."""
+
+    runtime = "onnxruntime"
+    provider: ClassVar[str | None] = None
+    """Key of ``PROVIDERS``; None: the one that is named like the kind of device."""
+
+    @classmethod
+    def sessions(cls, package: ModelPackage, artefact: Artefact, device: torch.device) -> OpenSession:
+        return onnx_sessions(package, artefact, DeviceMemory(device), cls.provider or device.type)
+
+
+class OnnxTensorRtDenoiser(OnnxDenoiser):
+    """The backend ``onnxruntime-tensorrt``: ONNX Runtime's TensorRT provider, which builds engines at its start."""
+
+    runtime = "onnxruntime-tensorrt"
+    provider = "tensorrt"
+
+
+class OnnxTensorRtRtxDenoiser(OnnxDenoiser):
+    """The backend ``onnxruntime-tensorrt-rtx``: NVIDIA's provider for RTX GPUs."""
+
+    runtime = "onnxruntime-tensorrt-rtx"
+    provider = "tensorrt-rtx"
+
+
+def load_artefact(folder: Path, options: ExecutionOptions) -> tuple[ModelPackage, Artefact]:
+    """A package and its export, checked against the options.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load a component.
+        PackageError: the folder is not a usable package.
+        ArtefactError: the package has no export, or not a usable one.
+        ValueError: the export has another dtype, or the options ask for ``compile``.
     """
+    if options.compile:
+        raise ValueError(
+            "compile is for the backend torch; exported graphs are optimised by their runtimes; set it off"
+        )
+    package = ModelPackage.load(folder)
+    artefact = Artefact.load(default_folder(folder), package)
+    if options.dtype != artefact.record.dtype:
+        raise ValueError(
+            f"the export of {folder} is {artefact.record.dtype}, not {options.dtype}; choose that dtype, or export "
+            f"it anew with: storyloom-export onnx {folder} --dtype {options.dtype}"
+        )
+    return package, artefact
+
+
+def onnx_sessions(
+    package: ModelPackage, artefact: Artefact, memory: DeviceMemory, provider: str = "cpu", runtime: Any = onnxruntime
+) -> OpenSession:
+    """How components are opened in ONNX Runtime.
+
+    Args:
+        package: the package.
+        artefact: its export.
+        memory: where to run.
+        provider: a key of ``PROVIDERS``.
+        runtime: the module onnxruntime, or what stands for it.
+    """
+
+    def open_session(component: str) -> Session:
+        cache, ranges = None, None
+        if provider in PROVIDERS and PROVIDERS[provider].profile is not None:
+            whole = _one_profile(profiles_of(package, artefact.record, component, ROW_BUCKETS[:-1]))
+            record = artefact.record.components[component]
+            ranges = (shapes_of(record, whole.least), shapes_of(record, whole.best), shapes_of(record, whole.most))
+            cache = package.folder / CACHE_FOLDER / _cache_key(artefact, component, provider, memory, whole, runtime)
+        choice = choose(provider, memory, artefact.record.dtype, cache, ranges)
+        return Session(artefact.component(component), memory, choice, runtime)
+
+    return open_session
+
+
+def components_of(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Components:
+    """Sessions where a package's modules stand, and its own tokenizer and noise schedule."""
     schedulers: Any = DDIMScheduler
     return Components(
-        unet=OnnxUNet(artefact, device),
-        vae=OnnxVae(artefact, package.folder, device),
-        text_encoder=OnnxTextEncoder(artefact, device),
+        unet=ExportedUNet(artefact, open_session),
+        vae=ExportedVae(artefact, package.folder, open_session),
+        text_encoder=ExportedTextEncoder(artefact, open_session),
         tokenizer=package.load_tokenizer(),
         scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
     )
+
+
+def _one_profile(profiles: tuple[Profile, ...]) -> Profile:
+    """A profile that covers all of them; at best what the last but one of several is best at."""
+    names = profiles[0].best
+    return Profile(
+        {name: min(profile.least[name] for profile in profiles) for name in names},
+        profiles[max(len(profiles) - 2, 0)].best,
+        {name: max(profile.most[name] for profile in profiles) for name in names},
+    )
+
+
+def _cache_key(
+    artefact: Artefact, component: str, provider: str, memory: DeviceMemory, whole: Profile, runtime: Any
+) -> str:
+    """All that what a provider compiles depends on, such as "tensorrt-unet-0f3a91c2"."""
+    parts = (
+        artefact.record.package_hash, artefact.record.dtype, Gpu.of(memory).key, tensorrt_version() or "bundled",
+        runtime.__version__, str(sorted(whole.least.items())), str(sorted(whole.most.items())),
+    )  # fmt: skip
+    return f"{provider}-{component}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ import onnx
 import sympy
 from onnx import shape_inference
 
-from storyloom_export.artefact import ExportRecord
 from storyloom_export.functions import DOMAIN
 from storyloom_export.tensorrt.operators import unsupported
-from storyloom_model.package import ModelPackage
 
 
 @dataclass(frozen=True)
@@ -36,25 +33,6 @@ class Inspection:
     unknown_sizes: int
     expanded: Counter[str]
     falls_back: tuple[str, ...]
-
-
-def package_sizes(package: ModelPackage, record: ExportRecord, rows: int, characters: int) -> dict[str, int]:
-    """The free sizes of every component for one story at the package's default size.
-
-    Args:
-        rows: of a UNet call.
-        characters: of a story.
-    """
-    defaults = package.manifest.defaults
-    config = json.loads((package.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
-    multiple = record.latent_multiple
-    sizes = {"rows": rows, "sources": rows, "characters": characters, "texts": rows, "pictures": 1}
-    sizes["tokens"] = int(record.components["text_encoder"].inputs[0].shape[1])
-    for name, pixels in (("height", defaults.height), ("width", defaults.width)):
-        sizes |= {name: pixels, f"{name}_by_{factor}": pixels // factor, f"latent_{name}": pixels // factor}
-        sizes[f"latent_{name}_by_{multiple}" if multiple > 1 else f"latent_{name}"] = pixels // factor // multiple
-    return sizes
 
 
 def inspect(file: Path, sizes: Mapping[str, int]) -> Inspection:

@@ -10,32 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from storyloom_export.artefact import Artefact
-from storyloom_export.session import Session
+from storyloom_export.session import OpenSession
 from storyloom_model.batch import Tensors
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class _Component(nn.Module):
     """What every stand-in has: the device and dtype of its session."""
 
-    def __init__(self, artefact: Artefact, component: str, device: torch.device) -> None:
+    def __init__(self, artefact: Artefact, component: str, open_session: OpenSession) -> None:
         super().__init__()
         self.artefact = artefact
-        self.device = device
-        self.dtype = _DTYPES[artefact.record.dtype]
-        self.session = Session(artefact.component(component), device)
+        self.session = open_session(component)
+        self.device = self.session.device
+        self.dtype = DTYPES[artefact.record.dtype]
 
 
-class OnnxUNet(_Component):
+class ExportedUNet(_Component):
     """A UNet2DConditionModel with story attention; called as ``storyloom_model.batch`` calls ``unet_pass`` of one."""
 
-    def __init__(self, artefact: Artefact, device: torch.device, adapter: str | None = None) -> None:
-        super().__init__(artefact, "unet" if adapter is None else f"unet.{adapter}", device)
+    def __init__(self, artefact: Artefact, open_session: OpenSession, adapter: str | None = None) -> None:
+        super().__init__(artefact, "unet" if adapter is None else f"unet.{adapter}", open_session)
+        self._open_session = open_session
 
-    def with_adapter(self, name: str) -> OnnxUNet:
-        """The session of an adapter, whose weights are in the export already."""
-        return OnnxUNet(self.artefact, self.device, name)
+    def with_adapter(self, name: str) -> ExportedUNet:
+        """The UNet with an adapter's weights, which are in the export already."""
+        return ExportedUNet(self.artefact, self._open_session, name)
 
     def forward(self, inputs: Tensors) -> Tensors:
         """What ``unet_pass`` returns for what ``collate`` made. The text's keys and values are made inside.
@@ -88,11 +89,11 @@ def _alone(inputs: Tensors) -> dict[str, Tensor]:
     }
 
 
-class OnnxTextEncoder(_Component):
+class ExportedTextEncoder(_Component):
     """A CLIPTextModel."""
 
-    def __init__(self, artefact: Artefact, device: torch.device) -> None:
-        super().__init__(artefact, "text_encoder", device)
+    def __init__(self, artefact: Artefact, open_session: OpenSession) -> None:
+        super().__init__(artefact, "text_encoder", open_session)
         self._width = artefact.record.components["text_encoder"].outputs[0].shape[-1]
 
     def forward(self, ids: Tensor) -> tuple[Tensor]:
@@ -101,17 +102,23 @@ class OnnxTextEncoder(_Component):
         return (self.session.run({"ids": ids}, {"hidden": (shape, self.dtype)})[0],)
 
 
-class OnnxVae(_Component):
+class ExportedVae(_Component):
     """The decoder of an AutoencoderKL; ``config`` is its configuration."""
 
-    def __init__(self, artefact: Artefact, package_folder: Path, device: torch.device) -> None:
-        super().__init__(artefact, "vae_decoder", device)
+    def __init__(self, artefact: Artefact, package_folder: Path, open_session: OpenSession) -> None:
+        super().__init__(artefact, "vae_decoder", open_session)
         content = json.loads((package_folder / "vae" / "config.json").read_text(encoding="utf-8"))
         self.config = SimpleNamespace(**({"shift_factor": None} | content))
         self._factor = 2 ** (len(self.config.block_out_channels) - 1)
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """Raw latents [n, C, h, w] -> pictures from -1 to 1, [n, 3, H, W]."""
-        count, _, height, width = latents.shape
-        shape = (count, self.config.out_channels, height * self._factor, width * self._factor)
-        return (self.session.run({"latents": latents}, {"picture": (shape, self.dtype)})[0],)
+        """Raw latents [n, C, h, w] -> pictures from -1 to 1, [n, 3, H, W].
+
+        One at a time, so that engines need not be built for more, nor keep memory for them.
+        """
+        return (torch.cat([self._decode(one) for one in torch.split(latents, 1)]),)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        shape = (1, self.config.out_channels, height * self._factor, width * self._factor)
+        return self.session.run({"latents": latents}, {"picture": (shape, self.dtype)})[0]

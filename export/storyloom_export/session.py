@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnxruntime
 import torch
 from torch import Tensor
 
 from storyloom_export.artefact import ArtefactError
+from storyloom_export.memory import DeviceMemory
+from storyloom_export.providers import CPU, Choice, check_given, make_available
 
 # ONNX's numbers of the element types (TensorProto.DataType), which ONNX Runtime's bindings take; numpy has no bfloat16.
 _ELEMENT_TYPES = {
@@ -26,26 +28,52 @@ _ELEMENT_TYPES = {
 _OUT_OF_MEMORY = "Failed to allocate memory"
 """In the messages of ONNX Runtime's arenas, on the CPU and on GPUs."""
 
+Wanted = Mapping[str, tuple[Sequence[int], torch.dtype]]
+"""Outputs by name: shape and dtype of each."""
+
+
+class ComponentSession(Protocol):
+    """A loaded component, whatever runs it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs must lie and its outputs will."""
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Wanted) -> list[Tensor]:
+        """Runs the component; returns new tensors in the order of ``outputs``.
+
+        Raises:
+            MemoryError: memory ran out; fewer rows may pass.
+        """
+
+
+OpenSession = Callable[[str], ComponentSession]
+"""The name of a component -> its session."""
+
 
 class Session:
     """A component in ONNX Runtime.
 
     Args:
         file: of the graph.
-        device: "cpu" or "cuda:N".
+        memory: where inputs and outputs lie.
+        choice: the execution provider and its options.
+        runtime: the module onnxruntime, or what stands for it.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load the file, or has no provider for the device.
+        ArtefactError: ONNX Runtime cannot load the file, or has not the provider.
     """
 
-    def __init__(self, file: Path, device: torch.device) -> None:
-        self.device = device
-        self._index = device.index or 0
-        self._session = _open(file, providers(device))
+    def __init__(self, file: Path, memory: DeviceMemory, choice: Choice = CPU, runtime: Any = onnxruntime) -> None:
+        self._memory = memory
+        self._session = _open(file, choice, runtime)
 
-    def run(
-        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, tuple[Sequence[int], torch.dtype]]
-    ) -> list[Tensor]:
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie and outputs will."""
+        return self._memory.device
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Wanted) -> list[Tensor]:
         """Runs the graph.
 
         Args:
@@ -60,14 +88,13 @@ class Session:
         """
         binding = self._session.io_binding()
         given = {name: tensor.contiguous() for name, tensor in inputs.items()}
-        made = [torch.empty(tuple(shape), dtype=dtype, device=self.device) for shape, dtype in outputs.values()]
+        made = [self._memory.empty(shape, dtype) for shape, dtype in outputs.values()]
         for name, tensor in given.items():
             binding.bind_input(name, *self._place(tensor))
         for name, tensor in zip(outputs, made, strict=True):
             binding.bind_output(name, *self._place(tensor))
-        if self.device.type == "cuda":
-            # ONNX Runtime works on a stream of its own and must not start before torch has written the inputs.
-            torch.cuda.current_stream(self.device).synchronize()
+        # ONNX Runtime works on a stream of its own and must not start before torch has written the inputs.
+        self._memory.wait()
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's errors have no base class of their own.
@@ -79,32 +106,20 @@ class Session:
 
     def _place(self, tensor: Tensor) -> tuple[str, int, int, list[int], int]:
         element = _ELEMENT_TYPES[tensor.dtype]
-        return self.device.type, self._index, element, list(tensor.shape), tensor.data_ptr()
+        return self._memory.kind, self._memory.index, element, list(tensor.shape), tensor.data_ptr()
 
 
-def providers(device: torch.device) -> list[Any]:
-    """ONNX Runtime's providers for a device.
-
-    Raises:
-        ArtefactError: the installed ONNX Runtime has none.
-    """
-    available = onnxruntime.get_available_providers()
-    if device.type == "cpu":
-        return ["CPUExecutionProvider"]
-    if device.type != "cuda" or "CUDAExecutionProvider" not in available:
-        raise ArtefactError(
-            f"the installed onnxruntime has no provider for {device}, only {', '.join(available)}; install "
-            "onnxruntime-gpu in its place for a CUDA device, or use --device cpu"
-        )
-    return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
-
-
-def _open(file: Path, chosen: list[Any]) -> Any:
-    options = onnxruntime.SessionOptions()
+def _open(file: Path, choice: Choice, runtime: Any) -> Any:
+    devices = make_available(choice, runtime)
+    options = runtime.SessionOptions()
     options.log_severity_level = 3
     # As many threads as torch has: the server's --threads.
     options.intra_op_num_threads = torch.get_num_threads()
+    if devices:
+        options.add_provider_for_devices(devices, dict(choice.options))
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=chosen)
+        session = runtime.InferenceSession(str(file), options, **({} if devices else {"providers": choice.providers}))
     except Exception as error:  # ONNX Runtime's errors have no base class of their own.
         raise ArtefactError(f"ONNX Runtime cannot load {file}: {error}; export the package anew") from error
+    check_given(choice, session)
+    return session

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storyloom_export.artefact import Artefact, Dtype
+from storyloom_export.artefact import Artefact, Dtype, ExportRecord, Quantization
 from storyloom_export.compare import Difference, difference, psnr
-from storyloom_export.denoiser import OnnxDenoiser, load_sessions
-from storyloom_export.session import Session
+from storyloom_export.denoiser import ExportedDenoiser, OnnxDenoiser, components_of
+from storyloom_export.modules import DTYPES
+from storyloom_export.session import OpenSession
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import install_story_attention, text_keys_values
 from storyloom_model.batch import unet_pass
@@ -46,6 +47,8 @@ TOLERANCES: dict[Dtype, Tolerance] = {
     "float16": Tolerance(2e-2, 25.0),
     "bfloat16": Tolerance(1e-1, 15.0),
 }
+QUANTIZED_TOLERANCES: dict[Quantization, Tolerance] = {"int8": Tolerance(5e-1, 12.0), "fp8": Tolerance(5e-1, 12.0)}
+"""Of exports whose UNet is quantised, whatever their dtype: other pictures of the same story."""
 
 
 @dataclass
@@ -77,6 +80,7 @@ def verify(
     package: ModelPackage,
     artefact: Artefact,
     *,
+    backend: type[ExportedDenoiser] = OnnxDenoiser,
     device: str = "cpu",
     steps: int = 4,
     reader: AttributeReader | None = None,
@@ -87,23 +91,34 @@ def verify(
     Args:
         package: the package that was exported.
         artefact: the export.
+        backend: what runs the export.
         device: where the export runs.
         steps: of the story that is made with both.
         reader: reads attributes from pictures; agreement is how many it reads alike from both stories.
-        tolerance: None: that of the export's dtype.
+        tolerance: None: ``tolerance_of`` the export.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot run the export.
+        ArtefactError: the backend cannot run the export.
     """
-    report = Report(tolerance or TOLERANCES[artefact.record.dtype])
-    report.differences += _components(package, artefact, torch.device(device))
-    ours, reference = _stories(package, artefact, device, steps)
+    report = Report(tolerance or tolerance_of(artefact.record))
+    open_session = backend.sessions(package, artefact, torch.device(device))
+    report.differences += _components(package, artefact, open_session)
+    exported = backend(
+        package, components_of(package, artefact, open_session), ExecutionOptions(dtype=artefact.record.dtype)
+    )  # fmt: skip
+    wanted = _job(package, steps)
+    ours, reference = _make(exported, wanted), _make(Denoiser.load(package.folder), wanted)
     report.psnr = [psnr(mine, theirs) for mine, theirs in zip(ours, reference, strict=True)]
     if reader is not None:
         pairs = list(zip(reader(ours), reader(reference), strict=True))
         alike = [mine[name] == theirs[name] for mine, theirs in pairs for name in theirs]
         report.agreement = sum(alike) / len(alike)
     return report
+
+
+def tolerance_of(record: ExportRecord) -> Tolerance:
+    """What an export may be off by if nothing else is said."""
+    return QUANTIZED_TOLERANCES.get(record.quantization) or TOLERANCES[record.dtype]
 
 
 def load_reader(name: str) -> AttributeReader:
@@ -118,10 +133,10 @@ def load_reader(name: str) -> AttributeReader:
 
 
 @torch.inference_mode()
-def _components(package: ModelPackage, artefact: Artefact, device: torch.device) -> Iterator[Difference]:
+def _components(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Iterator[Difference]:
     loaded = load_components(package)
-    sessions = load_sessions(package, artefact, device)
-    dtype = sessions.unet.dtype
+    sessions = components_of(package, artefact, open_session)
+    dtype, device = DTYPES[artefact.record.dtype], sessions.unet.device
     draw = torch.Generator().manual_seed(0)
     width, height = package.manifest.sizes[0]
     factor = 2 ** (len(loaded.vae.config.block_out_channels) - 1)
@@ -133,7 +148,7 @@ def _components(package: ModelPackage, artefact: Artefact, device: torch.device)
 
     picture = torch.rand(2, loaded.vae.config.in_channels, height, width, generator=draw) * 2 - 1
     distribution = loaded.vae.encode(picture, return_dict=False)[0]
-    encoder = Session(artefact.component("vae_encoder"), device)
+    encoder = open_session("vae_encoder")
     made = dict.fromkeys(("mean", "logvar"), (distribution.mean.shape, dtype))
     for name, values in zip(made, encoder.run({"picture": picture.to(device, dtype)}, made), strict=True):
         yield difference(f"vae_encoder {name}", values.cpu(), getattr(distribution, name))
@@ -170,14 +185,6 @@ def _unet_inputs(channels: int, size: tuple[int, int], text: Tensor) -> dict[str
         "attention.on": torch.ones(layout.rows, 1, dtype=torch.bool),
         "attention.previous_maps": torch.rand(layout.rows, 2, *size, generator=draw),
     }
-
-
-def _stories(package: ModelPackage, artefact: Artefact, device: str, steps: int) -> tuple[Pictures, Pictures]:
-    """The pictures of one story of two characters, by the export and by torch."""
-    wanted = _job(package, steps)
-    sessions = load_sessions(package, artefact, torch.device(device))
-    exported = OnnxDenoiser(package, sessions, ExecutionOptions(dtype=artefact.record.dtype))
-    return _make(exported, wanted), _make(Denoiser.load(package.folder), wanted)
 
 
 def _make(denoiser: Denoiser, job: StoryJob) -> Pictures:

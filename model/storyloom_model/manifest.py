@@ -12,6 +12,7 @@ NO_ADAPTER = "none"
 
 SolverName = Literal["ddim", "euler", "unipc"]
 Pixels = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+BackendName = Literal["torch", "onnxruntime", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "tensorrt"]
 AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Keep = Literal["face", "hair", "clothes", "body"]
 """What can be taken over from references of a character."""
@@ -117,12 +118,14 @@ class Manifest(_Part):
     """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels.
 
     ``adapters`` are files with full replacements of weights; ``loras`` with low-rank changes, which stories weigh.
+    ``backend`` is what runs the package on a server that is not told another one; None means torch.
     """
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
     method: Literal["storynizor"] = "storynizor"
+    backend: BackendName | None = None
     sizes: tuple[tuple[Pixels, Pixels], ...] = Field(min_length=1)
     defaults: Defaults
     limits: Limits = Limits()

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storyloom_server.engine.backend import SHORT_NAMES
 
-DEFAULT_BACKEND = "torch"
 DEFAULT_SCHEDULER = "storyloom_server.scheduler:Scheduler"
 
 
@@ -52,7 +51,12 @@ class ModelGroup(BaseModel):
         "Model package to serve. Repeat it for more; the first is the default one.",
         min_length=1,
     )
-    backend: str = _option(DEFAULT_BACKEND, "NAME", "What runs the models: torch, onnxruntime or module:class.")
+    backend: str | None = _option(
+        None,
+        "NAME",
+        f"What runs the models: {', '.join(SHORT_NAMES)} or module:class.",
+        shown="what the package's storyloom.yaml says, or torch",
+    )
 
     @field_validator("model", "model_folder", mode="before")
     @classmethod
@@ -70,8 +74,8 @@ class ModelGroup(BaseModel):
 
     @field_validator("backend")
     @classmethod
-    def _check_backend(cls, value: str) -> str:
-        if value in SHORT_NAMES or (":" in value and all(value.split(":", 1))):
+    def _check_backend(cls, value: str | None) -> str | None:
+        if value is None or value in SHORT_NAMES or (":" in value and all(value.split(":", 1))):
             return value
         raise ValueError(f"{value} is no backend; use {', '.join(SHORT_NAMES)}, or write a class as module:class")
 

@@ -12,18 +12,20 @@ from onnx import helper
 
 from storyloom_export.artefact import Artefact, ArtefactError
 from storyloom_export.compare import psnr
-from storyloom_export.denoiser import OnnxDenoiser
-from storyloom_export.modules import OnnxUNet
+from storyloom_export.denoiser import OnnxDenoiser, onnx_sessions
+from storyloom_export.memory import DeviceMemory
+from storyloom_export.modules import ExportedUNet
 from storyloom_export.session import Session
 from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.execution import ExecutionOptions
+from storyloom_model.package import ModelPackage
 from storyloom_model.state import StoryState
 from tests.model.tiny import finish, tiny_anchors, tiny_job
 from tests.model.tiny_identity import add_identities, identity
 
-CPU = torch.device("cpu")
+CPU = DeviceMemory(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,8 @@ def test_a_story_goes_on_from_a_checkpoint_of_its_own_runtime_alone(
         reference.restore(job, kept)
 
 
-def test_sizes_that_the_graph_does_not_take_are_refused(artefact: Artefact) -> None:
-    unet = OnnxUNet(artefact, CPU)
+def test_sizes_that_the_graph_does_not_take_are_refused(package: ModelPackage, artefact: Artefact) -> None:
+    unet = ExportedUNet(artefact, onnx_sessions(package, artefact, CPU))
     with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
         unet({"latents": torch.zeros(1, 4, 7, 8), "times": torch.zeros(1), "text": torch.zeros(1, 77, 32)})
 
@@ -149,7 +151,7 @@ def test_memory_that_ran_out_is_told_from_other_errors(tmp_path: Path) -> None:
 def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ArtefactError, match="no provider for cuda:0"):
+    with pytest.raises(ArtefactError, match="no CUDAExecutionProvider, only .* install onnxruntime-gpu"):
         OnnxDenoiser.load(exported_package, "cuda:0")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from storyloom_export import components
 from storyloom_export.graph import build_graph
+from storyloom_export.memory import DeviceMemory
 from storyloom_export.onnx_files import write_graph
 from storyloom_export.session import Session
 from storyloom_export.shapes import SHAPES, build_unet
@@ -91,6 +92,6 @@ def test_a_block_exports_from_streamed_weights_and_has_parity(shape: str, tmp_pa
         **extra,
     }
     outputs = {"prediction": (sample.shape, torch.float32), "maps": (maps.shape, torch.float32)}
-    found, found_maps = Session(tmp_path / "block.onnx", torch.device("cpu")).run(inputs, outputs)
+    found, found_maps = Session(tmp_path / "block.onnx", DeviceMemory(torch.device("cpu"))).run(inputs, outputs)
     torch.testing.assert_close(found, prediction, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(found_maps, story.average_maps(), atol=1e-5, rtol=1e-3)

@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
+from storyloom_model.package import read_manifest
 
+DEFAULT = "torch"
 SHORT_NAMES = {
     "torch": "storyloom_model.denoiser:Denoiser",
     "onnxruntime": "storyloom_export.denoiser:OnnxDenoiser",
+    "onnxruntime-tensorrt": "storyloom_export.denoiser:OnnxTensorRtDenoiser",
+    "onnxruntime-tensorrt-rtx": "storyloom_export.denoiser:OnnxTensorRtRtxDenoiser",
+    "tensorrt": "storyloom_export.tensorrt.denoiser:TensorRtDenoiser",
 }
 """The backends that come with the server. Any other class is named as module:class."""
 
@@ -79,9 +84,17 @@ class Backend(Protocol):
         """All of the device's memory; None where it is not counted."""
 
 
-def load_backend(name: str, folder: Path, device: str, execution: ExecutionOptions) -> Backend:
-    """Loads a model package with the backend ``name``: a short name, or a class as module:class."""
-    return cast(Backend, load_class(SHORT_NAMES.get(name, name)).load(folder, device, execution))
+def load_backend(name: str | None, folder: Path, device: str, execution: ExecutionOptions) -> Backend:
+    """Loads a model package.
+
+    Args:
+        name: a short name, or a class as module:class; None: what the package's ``storyloom.yaml`` says, or torch.
+        folder: of the package.
+        device: such as "cpu" or "cuda:0".
+        execution: how the model is run.
+    """
+    chosen = name or read_manifest(folder).backend or DEFAULT
+    return cast(Backend, load_class(SHORT_NAMES.get(chosen, chosen)).load(folder, device, execution))
 
 
 def load_class(name: str) -> Any:

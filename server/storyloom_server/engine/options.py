@@ -25,7 +25,7 @@ class EngineOptions:
     """
 
     models: tuple[ModelSpec, ...]
-    backend: str
+    backend: str | None
     scheduler: str
     device: str
     execution: ExecutionOptions
