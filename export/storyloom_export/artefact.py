@@ -16,7 +16,7 @@ from storyloom_model.package import ModelPackage
 RECORD_FILE = "export.json"
 FORMAT = 1
 _BLOCK_BYTES = 1 << 20
-_HASHED_FOLDERS = ("unet", "vae", "text_encoder")
+_HASHED_FOLDERS = ("unet", "vae", "text_encoder", "image_encoder")
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "fp8"]
@@ -158,7 +158,8 @@ def describe_file(file: Path) -> FileRecord:
 
 def package_hash(package: ModelPackage) -> str:
     """SHA-256 over all of a package that an export is made of: configurations, weights, adapters, the mask rule."""
-    files = [file for part in _HASHED_FOLDERS for file in (package.folder / part).iterdir() if file.is_file()]
+    folders = [package.folder / part for part in _HASHED_FOLDERS]
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
     files += [package.adapter_file(name) for name in package.manifest.adapters]
     digest = hashlib.sha256(package.manifest.attention.model_dump_json().encode())
     for file in sorted(files):

@@ -35,6 +35,14 @@ class DtypeChoice(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class QuantizeChoice(StrEnum):
+    """The number type that the UNet's layers are quantised to."""
+
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 @app.callback()
 def main() -> None:
     """Exports model packages to ONNX and TensorRT."""
@@ -45,17 +53,20 @@ def onnx_command(
     package: PackageFolder,
     out: ExportFolder = None,
     dtype: Annotated[DtypeChoice, typer.Option(help="Number type of weights and activations.")] = DtypeChoice.float32,
+    quantize: Annotated[
+        QuantizeChoice, typer.Option(help="Quantise the UNet's layers, by NVIDIA's ModelOpt.")
+    ] = QuantizeChoice.none,
 ) -> None:
     """Exports every component of PACKAGE to ONNX files in OUT."""
-    from storyloom_export.artefact import default_folder
+    from storyloom_export.artefact import ArtefactError, default_folder
     from storyloom_export.onnx_files import export_package
     from storyloom_model.package import ModelPackage, PackageError
 
     try:
         artefact = export_package(
-            ModelPackage.load(package), out or default_folder(package), dtype.value, _console.print
-        )  # fmt: skip
-    except PackageError as error:
+            ModelPackage.load(package), out or default_folder(package), dtype.value, _console.print, quantize.value
+        )
+    except (PackageError, ArtefactError) as error:
         fail(error)
     size = sum(record.bytes for record in artefact.record.files.values())
     print(f"{len(artefact.record.components)} graphs, {size / 2**20:.1f} MiB in {artefact.folder}")
@@ -121,10 +132,11 @@ def inspect_command(
         artefact = Artefact.load(out or default_folder(package), loaded)
     except (PackageError, ArtefactError) as error:
         fail(error)
-    print(f"{artefact.record.package}, {artefact.record.dtype}, opset {artefact.record.opset}, ", end="")
-    print(f"package hash {artefact.record.package_hash[:12]}; {artefact.record.numerics}")
-    sizes = package_sizes(loaded, artefact.record, rows, characters)
-    for name in artefact.record.components:
+    record = artefact.record
+    print(f"{record.package}, {record.dtype}, quantised: {record.quantization}, opset {record.opset}, ", end="")
+    print(f"package hash {record.package_hash[:12]}; {record.numerics}")
+    sizes = package_sizes(loaded, record, rows, characters)
+    for name in record.components:
         found = inspect(artefact.component(name), sizes)
         print(
             f"\n{name}: {found.parameters / 1e6:.2f} M parameters, {found.weight_bytes / 2**20:.1f} MiB, "
@@ -147,7 +159,7 @@ def tensorrt_command(
     import torch
 
     from storyloom_export.artefact import Artefact, ArtefactError, default_folder
-    from storyloom_export.tensorrt.builder import COMPONENTS, build_engine
+    from storyloom_export.tensorrt.builder import build_engine, components_to_build
     from storyloom_export.tensorrt.platform import Platform
     from storyloom_model.package import ModelPackage, PackageError
 
@@ -156,7 +168,7 @@ def tensorrt_command(
         loaded = ModelPackage.load(package)
         artefact = Artefact.load(out or default_folder(package), loaded)
         rows = read_buckets(buckets)
-        for component in COMPONENTS:
+        for component in components_to_build(artefact):
             _console.print(f"building {component} for {platform.gpu.key}")
             file, built = build_engine(loaded, artefact, component, rows, platform)
             print(f"{file.stat().st_size / 2**20:.1f} MiB in {file}{'' if built else ', built before'}")

@@ -131,7 +131,9 @@ class _TextEncoder(nn.Module):
 
 def text_encoder(model: Any) -> Exportable:
     """A CLIPTextModel: token ids -> the last hidden states."""
-    ids = torch.zeros(3, model.config.max_position_embeddings, dtype=torch.int64, device=model.device)
+    draw = torch.Generator().manual_seed(0)
+    shape = (3, model.config.max_position_embeddings)
+    ids = torch.randint(model.config.vocab_size, shape, generator=draw).to(model.device)
     free = {"ids": {0: Dim("texts", max=_MOST_ROWS)}}
     return Exportable(_TextEncoder(model), {"ids": ids}, free, ("hidden",), "model.")
 
@@ -174,6 +176,24 @@ def vae_encoder(model: Any) -> Exportable:
     return Exportable(
         _VaeEncoder(model), {"picture": picture}, {"picture": _picture_sizes("", factor)}, ("mean", "logvar"), "vae."
     )
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model(pixel_values=pixels, output_hidden_states=True)
+        return found.image_embeds, found.hidden_states[-2]
+
+
+def image_encoder(model: Any) -> Exportable:
+    """A CLIPVisionModelWithProjection: prepared pictures -> the embedding, and the hidden states before the last."""
+    side = model.config.image_size
+    pixels = torch.randn(2, model.config.num_channels, side, side, dtype=model.dtype, device=model.device)
+    free = {"pixels": {0: Dim("pictures", max=_MOST_ROWS)}}
+    return Exportable(_ImageEncoder(model), {"pixels": pixels}, free, ("embedding", "hidden"), "model.")
 
 
 def _picture_sizes(prefix: str, multiple: int) -> dict[int, Any]:

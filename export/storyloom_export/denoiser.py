@@ -166,7 +166,7 @@ def onnx_sessions(
             record = artefact.record.components[component]
             ranges = (shapes_of(record, whole.least), shapes_of(record, whole.best), shapes_of(record, whole.most))
             cache = package.folder / CACHE_FOLDER / _cache_key(artefact, component, provider, memory, whole, runtime)
-        choice = choose(provider, memory, artefact.record.dtype, cache, ranges)
+        choice = choose(provider, memory, artefact.record.dtype, cache, ranges, artefact.record.quantization)
         return Session(artefact.component(component), memory, choice, runtime)
 
     return open_session

@@ -21,16 +21,18 @@ from storyloom_export.weights import WeightSource, stream_weights
 _FOLDED_BYTES = 1024
 
 
-def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Model:
+def build_graph(part: Exportable, weights: WeightSource | None = None, opset: int | None = None) -> ir.Model:
     """Exports a module.
 
     Args:
         part: the module and its examples.
         weights: where the weights of a module on the meta device come from, one by one, when the graph is written.
+        opset: at least; None: what the module needs.
 
     Returns:
         The graph; its initializers have the names of the component's parameters.
     """
+    opset = max(opset or 0, opset_of(part))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module.eval(),
@@ -40,7 +42,7 @@ def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Mod
             dynamic_shapes={name: part.free.get(name, {}) for name in part.inputs},
             input_names=list(part.inputs),
             output_names=list(part.outputs),
-            opset_version=opset_of(part),
+            opset_version=opset,
             optimize=False,
             verbose=False,
         )
@@ -54,7 +56,7 @@ def build_graph(part: Exportable, weights: WeightSource | None = None) -> ir.Mod
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(part.prefix):
             value.name = name.removeprefix(part.prefix)
-    _add_functions(model, opset_of(part))
+    _add_functions(model, opset)
     return model
 
 

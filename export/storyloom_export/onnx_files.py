@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from storyloom_export import components
 from storyloom_export.artefact import (
     Artefact,
     ComponentRecord,
     Dtype,
     ExportRecord,
+    Quantization,
     TensorRecord,
     describe_file,
     package_hash,
@@ -27,10 +28,15 @@ from storyloom_export.artefact import (
 from storyloom_export.components import Exportable
 from storyloom_export.functions import BFLOAT16_OPSET, OPSET
 from storyloom_export.graph import build_graph
+from storyloom_export.quantization import OPSET as QUANTIZED_OPSET
+from storyloom_export.quantization import Ranges, calibrate, insert_pairs
+from storyloom_export.sample import make, sample_job
 from storyloom_export.story import levels_of
+from storyloom_export.table import Row, load_modules, rows_of
 from storyloom_model.adapters import load_adapter
 from storyloom_model.components import load_components
-from storyloom_model.maps import ForegroundRule
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.manifest import NO_ADAPTER
 from storyloom_model.package import ModelPackage, PackageError
 
 NUMERICS = (
@@ -38,12 +44,17 @@ NUMERICS = (
     "all else in the export's dtype"
 )
 _PACKAGES = ("storyloom", "torch", "onnx", "onnxscript", "diffusers", "transformers")
+_CALIBRATION_STEPS = 8
 _IN_FILE_BYTES = 256
 """Weights above this lie in the data file beside the graph, which has no 2 GB limit and which adapters share."""
 
 
 def export_package(
-    package: ModelPackage, folder: Path, dtype: Dtype = "float32", progress: Callable[[str], None] = lambda _: None
+    package: ModelPackage,
+    folder: Path,
+    dtype: Dtype = "float32",
+    progress: Callable[[str], None] = lambda _: None,
+    quantization: Quantization = "none",
 ) -> Artefact:
     """Exports every component of a package, and the UNet once more for each adapter.
 
@@ -55,15 +66,17 @@ def export_package(
         folder: made if need be.
         dtype: of weights and activations.
         progress: told what is being done.
+        quantization: of the UNet's layers, beside ``dtype``.
 
     Raises:
+        ArtefactError: what quantises is not installed.
         PackageError: the package has a component that cannot be exported, or an adapter that is not for its UNet.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         partial = Path(scratch) / folder.name
         partial.mkdir()
-        record = _write_all(package, partial, dtype, progress)
+        record = _write_all(package, partial, dtype, progress, quantization)
         write_record(partial, record)
         if folder.exists():
             shutil.rmtree(folder)
@@ -71,22 +84,29 @@ def export_package(
     return Artefact(folder, record)
 
 
-def _write_all(package: ModelPackage, folder: Path, dtype: Dtype, progress: Callable[[str], None]) -> ExportRecord:
+def _write_all(
+    package: ModelPackage, folder: Path, dtype: Dtype, progress: Callable[[str], None], quantization: Quantization
+) -> ExportRecord:
+    ranges = {} if quantization == "none" else _ranges(package, quantization, progress)
+    opset = quantization_opset(dtype, quantization)
     origin = package_hash(package)
     metadata = {
         "storyloom.package": package.manifest.name,
         "storyloom.package_hash": origin,
         "storyloom.dtype": dtype,
+        "storyloom.quantization": quantization,
         "storyloom.numerics": NUMERICS,
         **{f"storyloom.version.{name}": version(name) for name in _PACKAGES},
     }
-    rule = ForegroundRule(package.manifest.attention.threshold, package.manifest.attention.value)
-    loaded = load_components(package, dtype=getattr(torch, dtype))
-    multiple = 2 ** (levels_of(loaded.unet) - 1)
+    modules = load_modules(package, getattr(torch, dtype))
+    multiple = 2 ** (levels_of(modules["unet"]) - 1)
     records = {}
-    for name, part in _parts(loaded, rule):
+    for row, module in rows_of(modules):
+        name = row.name
         progress(f"exporting {name}")
-        model = build_graph(part)
+        model = build_graph(_part(row, module, package), opset=opset)
+        if name == "unet" and ranges:
+            insert_pairs(model, ranges, quantization)
         model.metadata_props.update(metadata | {"storyloom.component": name})
         write_graph(model, folder / f"{name}.onnx")
         records[name] = _describe(model, f"{name}.onnx")
@@ -100,7 +120,8 @@ def _write_all(package: ModelPackage, folder: Path, dtype: Dtype, progress: Call
         package=package.manifest.name,
         package_hash=origin,
         dtype=dtype,
-        opset=BFLOAT16_OPSET if dtype == "bfloat16" else OPSET,
+        quantization=quantization,
+        opset=opset,
         latent_multiple=multiple,
         numerics=NUMERICS,
         versions={name: version(name) for name in _PACKAGES},
@@ -109,16 +130,29 @@ def _write_all(package: ModelPackage, folder: Path, dtype: Dtype, progress: Call
     )
 
 
-def _parts(loaded: Any, rule: ForegroundRule) -> Iterator[tuple[str, Exportable]]:
-    # The encoder before the decoder, as both prepare the same VAE.
-    yield "text_encoder", components.text_encoder(loaded.text_encoder)
-    yield "vae_encoder", components.vae_encoder(loaded.vae)
-    yield "vae_decoder", components.vae_decoder(loaded.vae)
+def quantization_opset(dtype: Dtype, quantization: Quantization) -> int:
+    """The opset of an export."""
+    if dtype == "bfloat16":
+        return BFLOAT16_OPSET
+    return OPSET if quantization == "none" else QUANTIZED_OPSET
+
+
+def _ranges(package: ModelPackage, kind: Quantization, progress: Callable[[str], None]) -> dict[str, Ranges]:
+    """Calibrates on a small story without adapter."""
+    progress(f"calibrating the unet for {kind}")
+    loaded = load_components(package)
+
+    def run(unet: Any) -> None:
+        make(Denoiser(package, replace(loaded, unet=unet)), sample_job(package, _CALIBRATION_STEPS, NO_ADAPTER))
+
+    return calibrate(loaded.unet, kind, run)
+
+
+def _part(row: Row, module: Any, package: ModelPackage) -> Exportable:
     try:
-        part = components.unet(loaded.unet, rule, loaded.tokenizer.model_max_length)
+        return row.make(module, package)
     except ValueError as error:
-        raise PackageError(f"the unet cannot be exported: {error}") from error
-    yield "unet", part
+        raise PackageError(f"the {row.name} cannot be exported: {error}") from error
 
 
 def write_graph(model: ir.Model, file: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storyloom_export.artefact import ArtefactError, Dtype
+from storyloom_export.artefact import ArtefactError, Dtype, Quantization
 from storyloom_export.memory import DeviceMemory
 
 
@@ -86,10 +86,11 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Choice:
-    """A provider with its options, all text, for one session."""
+    """A provider with its options, all text, and ONNX Runtime's own ``settings``, for one session."""
 
     provider: Provider
     options: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def providers(self) -> list[Any]:
@@ -99,6 +100,8 @@ class Choice:
 
 
 CPU = Choice(PROVIDERS["cpu"])
+# ONNX Runtime 1.31 fuses fp8 pairs into products that only int8 has, and then refuses the graph.
+CPU_FP8 = Choice(PROVIDERS["cpu"], settings={"session.disable_quant_qdq": "1"})
 
 
 def choose(
@@ -107,6 +110,7 @@ def choose(
     dtype: Dtype,
     cache: Path | None = None,
     ranges: tuple[Shapes, Shapes, Shapes] | None = None,
+    quantization: Quantization = "none",
 ) -> Choice:
     """A provider's options for a component.
 
@@ -117,6 +121,7 @@ def choose(
         cache: where the provider may keep what it compiles; made if need be. One folder for each GPU, version, package
             and range of shapes, since providers do not tell these apart themselves.
         ranges: least, best and largest shapes of the inputs.
+        quantization: of the export.
 
     Raises:
         ArtefactError: there is no such provider, or it does not run on the device.
@@ -127,7 +132,7 @@ def choose(
         kind = "cpu or cuda:0" if provider is None else f"{provider.kind}{':0' * (provider.kind != 'cpu')}"
         raise ArtefactError(f"ONNX Runtime's {wanted} does not run here on {memory.kind}; use --device {kind}")
     if provider.kind == "cpu":
-        return CPU
+        return CPU_FP8 if quantization == "fp8" else CPU
     options = {"device_id": str(memory.index), **provider.fixed, **provider.by_dtype.get(dtype, {})}
     if provider.cache and cache is not None:
         cache.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,8 @@ def _open(file: Path, choice: Choice, runtime: Any) -> Any:
     options.log_severity_level = 3
     # As many threads as torch has: the server's --threads.
     options.intra_op_num_threads = torch.get_num_threads()
+    for name, value in choice.settings.items():
+        options.add_session_config_entry(name, value)
     if devices:
         options.add_provider_for_devices(devices, dict(choice.options))
     try:

@@ -12,22 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storyloom_export import components
 from storyloom_export.artefact import Artefact, Dtype, ExportRecord, Quantization
 from storyloom_export.compare import Difference, difference, psnr
 from storyloom_export.denoiser import ExportedDenoiser, OnnxDenoiser, components_of
 from storyloom_export.modules import DTYPES
+from storyloom_export.sample import make, sample_job
 from storyloom_export.session import OpenSession
+from storyloom_export.table import load_modules, rows_of
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import install_story_attention, text_keys_values
 from storyloom_model.batch import unet_pass
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.execution import ExecutionOptions
-from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.maps import ForegroundRule
-from storyloom_model.noise import frame_seed
 from storyloom_model.package import ModelPackage
-from storyloom_model.prompts import ComposedPrompt, compose
 
 Pictures = NDArray[np.uint8]
 AttributeReader = Callable[[Pictures], Sequence[dict[str, str]]]
@@ -102,12 +102,12 @@ def verify(
     """
     report = Report(tolerance or tolerance_of(artefact.record))
     open_session = backend.sessions(package, artefact, torch.device(device))
-    report.differences += _components(package, artefact, open_session)
+    report.differences += [*_plain(package, artefact, open_session), *_components(package, artefact, open_session)]
     exported = backend(
         package, components_of(package, artefact, open_session), ExecutionOptions(dtype=artefact.record.dtype)
     )  # fmt: skip
-    wanted = _job(package, steps)
-    ours, reference = _make(exported, wanted), _make(Denoiser.load(package.folder), wanted)
+    wanted = sample_job(package, steps)
+    ours, reference = make(exported, wanted), make(Denoiser.load(package.folder), wanted)
     report.psnr = [psnr(mine, theirs) for mine, theirs in zip(ours, reference, strict=True)]
     if reader is not None:
         pairs = list(zip(reader(ours), reader(reference), strict=True))
@@ -133,6 +133,25 @@ def load_reader(name: str) -> AttributeReader:
 
 
 @torch.inference_mode()
+def _plain(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Iterator[Difference]:
+    """Components whose modules run in torch as they are exported: example inputs through both."""
+    for row, module in rows_of(load_modules(package)):
+        if not row.plain or row.name not in artefact.record.components:
+            continue
+        session, part = open_session(row.name), row.make(module, package)
+        made = part.module(**part.inputs)
+        references = dict(zip(part.outputs, (made,) if isinstance(made, Tensor) else made, strict=True))
+        dtype = DTYPES[artefact.record.dtype]
+        inputs = {
+            name: value.to(session.device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in part.inputs.items()
+        }
+        found = session.run(inputs, {name: (value.shape, dtype) for name, value in references.items()})
+        for (name, reference), ours in zip(references.items(), found, strict=True):
+            yield difference(f"{row.name} {name}", ours.cpu(), reference)
+
+
+@torch.inference_mode()
 def _components(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Iterator[Difference]:
     loaded = load_components(package)
     sessions = components_of(package, artefact, open_session)
@@ -142,10 +161,7 @@ def _components(package: ModelPackage, artefact: Artefact, open_session: OpenSes
     factor = 2 ** (len(loaded.vae.config.block_out_channels) - 1)
     config = loaded.unet.config
 
-    ids = torch.randint(loaded.text_encoder.config.vocab_size, (3, loaded.tokenizer.model_max_length), generator=draw)
-    text = loaded.text_encoder(ids)[0]
-    yield difference("text_encoder hidden", sessions.text_encoder(ids.to(device))[0].cpu(), text)
-
+    text = loaded.text_encoder(components.text_encoder(loaded.text_encoder).inputs["ids"])[0]
     picture = torch.rand(2, loaded.vae.config.in_channels, height, width, generator=draw) * 2 - 1
     distribution = loaded.vae.encode(picture, return_dict=False)[0]
     encoder = open_session("vae_encoder")
@@ -185,26 +201,3 @@ def _unet_inputs(channels: int, size: tuple[int, int], text: Tensor) -> dict[str
         "attention.on": torch.ones(layout.rows, 1, dtype=torch.bool),
         "attention.previous_maps": torch.rand(layout.rows, 2, *size, generator=draw),
     }
-
-
-def _make(denoiser: Denoiser, job: StoryJob) -> Pictures:
-    state = denoiser.encode(job)
-    while not state.done:
-        denoiser.step([state])
-    return denoiser.decode(state, range(len(job.frames)))
-
-
-def _job(package: ModelPackage, steps: int) -> StoryJob:
-    cast = {"mia": "a girl with red hair", "leo": "an old man with a beard"}
-    prompts = ("{mia} in a park", "{mia} and {leo} at a lake", "{leo} in a garden")
-    composed = [compose("", prompt, cast, []) for prompt in prompts[: package.manifest.limits.max_frames]]
-    frames = [
-        FrameJob(prompt, frame_seed(0, index))
-        for index, prompt in enumerate(composed)
-        if isinstance(prompt, ComposedPrompt)
-    ]
-    defaults = package.manifest.defaults
-    return StoryJob(
-        tuple(frames), "", steps, defaults.guidance_scale, defaults.solver, defaults.width, defaults.height,
-        defaults.adapter,
-    )  # fmt: skip

@@ -34,6 +34,9 @@ class PretendedGpu(DeviceMemory):
     def wait(self) -> None:
         self.waits += 1
 
+    def stream(self) -> int:
+        return 7
+
 
 @dataclass
 class Bound:

@@ -1,6 +1,6 @@
-"""A module tensorrt whose engines are ONNX files that ONNX Runtime runs on the CPU, at the addresses that they are given.
+"""A module tensorrt whose engines are ONNX files that ONNX Runtime runs on the CPU, at the addresses it is given.
 
-It has the names and the order of calls of TensorRT 11.4's bindings, which ``test_export_tensorrt_real`` holds it against,
+It has the names of TensorRT's bindings, against which ``test_export_tensorrt`` holds them where those can be imported,
 and refuses what TensorRT refuses: shapes outside of the profile, addresses that were not set, a damaged engine.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from storyloom_export.artefact import Artefact
 from storyloom_export.gpu import Gpu
 from storyloom_export.tensorrt.platform import Platform
 from tests.export.fake_onnxruntime import PretendedGpu
@@ -47,6 +45,11 @@ class FakeTensorRt:
         self.parsed: list[onnx.ModelProto] = []
         self.timings: list[bytes] = []
         self.contexts: list[Context] = []
+        self.registered: list[tuple[int, int]] = []
+
+    def register(self, architecture: int, max_positions: int) -> list[str]:
+        self.registered.append((architecture, max_positions))
+        return []
 
     def Builder(self, logger: Any) -> Builder:  # noqa: N802
         return Builder(self)
@@ -281,9 +284,4 @@ def _size(expression: str, sizes: dict[str, int]) -> int:
 def pretended(version: str = "11.4.0.106", gpu: Gpu = H200, refuses: str = "") -> tuple[Platform, FakeTensorRt]:
     """A platform with the fake and the CPU's memory."""
     trt = FakeTensorRt(version, refuses)
-    return Platform(trt, gpu, PretendedGpu()), trt
-
-
-def component_file(artefact: Artefact, name: str) -> Path:
-    """For comparison with what an engine was built of."""
-    return artefact.component(name)
+    return Platform(trt, gpu, PretendedGpu(), trt.register), trt

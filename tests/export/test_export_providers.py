@@ -15,7 +15,7 @@ from storyloom_export.artefact import Artefact, ArtefactError
 from storyloom_export.backends import BACKENDS
 from storyloom_export.denoiser import CACHE_FOLDER, OnnxDenoiser, components_of, onnx_sessions
 from storyloom_export.memory import DeviceMemory
-from storyloom_export.providers import PROVIDERS, CPU, Choice, choose, shapes_text
+from storyloom_export.providers import CPU, PROVIDERS, Choice, choose, shapes_text
 from storyloom_export.session import Session
 from storyloom_export.verify import verify
 from storyloom_model.denoiser import Denoiser
@@ -113,7 +113,7 @@ def test_a_provider_that_is_not_there_is_told_with_what_to_install(artefact: Art
     file = artefact.component("vae_decoder")
     with pytest.raises(ArtefactError, match=r"no CUDAExecutionProvider, only CPUExecutionProvider; install onnxrunt"):
         Session(file, PretendedGpu(), choose("cuda", PretendedGpu(), "float32"), runtime)
-    with pytest.raises(ArtefactError, match="no TensorrtExecutionProvider.*tensorrt-cu12-libs"):
+    with pytest.raises(ArtefactError, match=r"no TensorrtExecutionProvider.*tensorrt-cu12-libs"):
         Session(file, PretendedGpu(), choose("tensorrt", PretendedGpu(), "float32"), runtime)
 
 

@@ -151,7 +151,7 @@ def test_memory_that_ran_out_is_told_from_other_errors(tmp_path: Path) -> None:
 def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ArtefactError, match="no CUDAExecutionProvider, only .* install onnxruntime-gpu"):
+    with pytest.raises(ArtefactError, match=r"no CUDAExecutionProvider, only .* install onnxruntime-gpu"):
         OnnxDenoiser.load(exported_package, "cuda:0")
 
 

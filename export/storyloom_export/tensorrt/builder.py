@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,16 @@ from storyloom_export.functions import DOMAIN
 from storyloom_export.sizes import Profile, profiles_of, shapes_of
 from storyloom_export.tensorrt.operators import PLUGINS
 from storyloom_export.tensorrt.platform import Platform
-from storyloom_export.tensorrt.plugins import NAMESPACE, register
+from storyloom_export.tensorrt.plugins import NAMESPACE
 from storyloom_export.tensorrt.store import EngineKey, ProfileRecord, default_folder, is_built, write_engine
 from storyloom_model.package import ModelPackage
 
-COMPONENTS = ("text_encoder", "vae_encoder", "vae_decoder", "unet")
-"""What gets an engine. Adapters are put into that of the UNet."""
 TIMING_CACHE = "timing.cache"
+
+
+def components_to_build(artefact: Artefact) -> list[str]:
+    """What gets an engine: every component but the UNet's adapters, which are put into its engine."""
+    return [name for name in artefact.record.components if not name.startswith("unet.")]
 
 
 def key_of(artefact: Artefact, component: str, platform: Platform, profiles: Sequence[Profile] = ()) -> EngineKey:
@@ -49,7 +51,7 @@ def build_engine(
     Args:
         package: the package.
         artefact: its export.
-        component: one of ``COMPONENTS``.
+        component: one of ``components_to_build``.
         buckets: row buckets, ascending.
         platform: where to build.
 
@@ -67,7 +69,7 @@ def build_engine(
         return file, False
     if component == "unet":
         shape = shapes_of(artefact.record.components[component], profiles[-1].most)["previous_maps"]
-        _register_once(platform.gpu.architecture, math.prod(shape[-2:]))
+        platform.register(platform.gpu.architecture, math.prod(shape[-2:]))
     content = _build(platform.library, artefact, component, profiles, folder / TIMING_CACHE)
     return write_engine(folder, key, content), True
 
@@ -80,11 +82,6 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.domain == DOMAIN and node.op_type in PLUGINS:
             node.attribute.append(onnx.helper.make_attribute("plugin_namespace", NAMESPACE))
     return made
-
-
-@cache
-def _register_once(architecture: int, max_positions: int) -> list[str]:
-    return register(architecture, max_positions)
 
 
 def _build(trt: Any, artefact: Artefact, component: str, profiles: Sequence[Profile], cache_file: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import torch
 from storyloom_export.artefact import ArtefactError
 from storyloom_export.gpu import Gpu
 from storyloom_export.memory import DeviceMemory
+from storyloom_export.tensorrt.plugins import register
 
 OLDEST = (10, 7)
 """The first TensorRT in which a plugin wins over a function of the same name."""
@@ -18,11 +20,12 @@ OLDEST = (10, 7)
 
 @dataclass(frozen=True)
 class Platform:
-    """TensorRT's Python package ``library``, the GPU that engines are for, and its memory."""
+    """TensorRT's Python package ``library``, the GPU that engines are for, its memory, and ``plugins.register``."""
 
     library: Any
     gpu: Gpu
     memory: DeviceMemory
+    register: Callable[[int, int], list[str]] = register
 
     @property
     def version(self) -> str:

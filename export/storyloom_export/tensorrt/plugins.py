@@ -11,6 +11,7 @@ depends on besides sizes is compiled into it.
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
 
 from storyloom_export.tensorrt import ptx
@@ -20,6 +21,7 @@ NAMESPACE = "storyloom"
 """TensorRT takes no dot in a namespace; ``engine`` gives the nodes of ai.storyloom this one."""
 
 
+@cache
 def register(architecture: int, max_positions: int) -> list[str]:
     """Registers every plugin, once per process.
 
