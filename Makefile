@@ -6,8 +6,8 @@ RECIPE ?= mini-128
 RUN ?= runs/$(RECIPE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks quality \
-        quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
+.PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
+        quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
         quality-judge clean
 
 help:  ## this list
@@ -65,6 +65,9 @@ gpu-tests:
 
 gpu-benchmarks:
 	PYTHONPATH=kernels:model:. $(GPU_PYTHON) -m benchmarks.kernels.run --seconds 240
+
+gpu-backends:  ## on a GPU: torch, ONNX Runtime and TensorRT side by side, whichever can be imported
+	PYTHONPATH=kernels:model:export:server:clients/python:. $(GPU_PYTHON) -m benchmarks.export.gpu
 
 quality: $(VENV)/.dev  ## measure prompt agreement, consistency and background diversity (about 8 minutes on two cores)
 	$(BIN)/python -m benchmarks.quality.run --stories 50 --dtype bfloat16

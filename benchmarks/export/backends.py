@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -69,10 +69,16 @@ def job(package: ModelPackage, steps: int) -> StoryJob:
     )  # fmt: skip
 
 
-def in_process(folder: Path, backends: list[str], device: str, steps: int, repeats: int) -> dict[str, Any]:
-    """Makes the story with every backend at once, which take turns step by step, so that other load meets all alike."""
-    package = ModelPackage.load(folder)
-    loaded: dict[str, Any] = {name: load_backend(name, folder, device, ExecutionOptions()) for name in backends}
+def in_process(loaded: Mapping[str, Any], package: ModelPackage, steps: int, repeats: int) -> dict[str, Any]:
+    """Makes the story with every backend at once, which take turns step by step, so that other load meets all alike.
+
+    Args:
+        loaded: backends by name; the first is the reference.
+        package: what they have loaded.
+        steps: of the solver.
+        repeats: stories.
+    """
+    backends = list(loaded)
     _in_turns(loaded, job(package, 1), {name: {} for name in backends})  # Warm-up.
     clocks: dict[str, dict[str, list[Clock]]] = {name: {} for name in backends}
     for _ in range(repeats):
@@ -94,7 +100,7 @@ def in_process(folder: Path, backends: list[str], device: str, steps: int, repea
 
 
 def _in_turns(
-    loaded: dict[str, Any], wanted: StoryJob, clocks: dict[str, dict[str, list[Clock]]]
+    loaded: Mapping[str, Any], wanted: StoryJob, clocks: dict[str, dict[str, list[Clock]]]
 ) -> dict[str, tuple[torch.Tensor, NDArray[np.uint8]]]:
     """The story once with each backend; adds to the clocks of every stage. Returns final latents and pictures."""
     states = {name: _timed(clocks[name], "encode", partial(loaded[name].encode, wanted)) for name in loaded}
@@ -118,6 +124,8 @@ def _in_turns(
 def _timed(clocks: dict[str, list[Clock]], stage: str, work: Callable[[], Any]) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
     made = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     clocks.setdefault(stage, []).append((time.perf_counter() - wall, time.process_time() - cpu))
     return made
 
@@ -182,7 +190,9 @@ def main() -> None:
         folder = Path(scratch) / "package"
         shutil.copytree(options.model, folder, ignore=shutil.ignore_patterns("onnx", "tensorrt"))
         artefact: Artefact = export_package(ModelPackage.load(folder), default_folder(folder))
-        within = in_process(folder, options.backends, options.device, options.steps, options.repeats)
+        loaded = {name: load_backend(name, folder, options.device, ExecutionOptions()) for name in options.backends}
+        within = in_process(loaded, ModelPackage.load(folder), options.steps, options.repeats)
+        del loaded  # The servers have the machine to themselves.
         through = served(
             folder, options.backends, options.device, options.threads, options.steps, options.repeats
         )  # fmt: skip
@@ -190,6 +200,7 @@ def main() -> None:
         "command": "python -m benchmarks.export.backends " + " ".join(sys.argv[1:]),
         "steps": options.steps, "frames": len(PLACES), "package_hash": artefact.record.package_hash,
         "in_process": within, "served": through,
+        "verdict": verdict({name: statistics.median(through[name]["story_seconds"]) for name in options.backends}),
         "hardware": {"machine": platform.machine(), "threads": options.threads, "cores": os.cpu_count(),
                      "load_average": os.getloadavg(), "date": time.strftime("%Y-%m-%d"), "device": options.device},
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "onnx", "diffusers")},
@@ -204,6 +215,15 @@ def main() -> None:
             f"a frame, story through the server {statistics.median(outside['story_seconds']):6.2f} s, latents off by "
             f"{inside['latents_max_error']:.1e} at most, PSNR {min(inside['psnr']):.1f} dB at least"
         )
+    print(verdict({name: statistics.median(through[name]["story_seconds"]) for name in options.backends}))
+
+
+def verdict(seconds: Mapping[str, float]) -> str:
+    """Which backend is the better default, by the seconds of a story through the server."""
+    best, *others = sorted(seconds, key=lambda name: seconds[name])
+    return f"better default here: {best}" + "".join(
+        f", {seconds[name] / seconds[best]:.2f} times as fast as {name}" for name in others
+    )
 
 
 if __name__ == "__main__":

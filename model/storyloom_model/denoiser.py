@@ -289,6 +289,11 @@ class Denoiser:
         """The device's memory in all; None on the CPU."""
         return memory_bytes(self.device)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether UNet calls are compiled: wanted, and not given up."""
+        return self._runner.compiled
+
     # What another runtime does in its own way.
 
     def _prepare(self, components: Components, options: ExecutionOptions) -> None:
