@@ -105,7 +105,8 @@ class Artefact:
         if name not in self.record.components:
             known = ", ".join(self.record.components)
             raise ArtefactError(
-                f"{self.folder} has no component {name}, only {known}; make the export anew with: storyloom-export onnx"
+                f"{self.folder} has no component {name}, only {known}; make the export anew with: "
+                f"storyloom-export onnx PACKAGE {self.folder}"
             )
         return self.folder / self.record.components[name].file
 

@@ -1,15 +1,21 @@
-"""The real server on both backends: the same story gives the same pictures."""
+"""The real server on both backends: the same story gives the same pictures. A package names its own backend."""
 
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pytest
+import yaml
 from numpy.typing import NDArray
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_export.compare import psnr
-from tests.server.serving import generate, serving
+from storyloom_export.tensorrt.denoiser import TensorRtDenoiser
+from storyloom_model.package import MANIFEST_FILE, PackageError, read_manifest
+from storyloom_server.engine.backend import SHORT_NAMES, load_class
+from tests.model.tiny import build_tiny_package
+from tests.server.serving import NULL_BACKEND, generate, serving
 from tests.server.test_server_pictures import pictures
 
 
@@ -43,3 +49,32 @@ def test_a_server_without_the_export_says_how_to_make_it(tmp_path: Path) -> None
     with serving(tmp_path, Path("weights/storyloom-mini"), backend="onnxruntime", wait=False) as server:
         assert server.process.wait(240) == 1
     assert "storyloom-export onnx" in server.log
+
+
+def naming(folder: Path, backend: str) -> Path:
+    """A package without export that names its backend."""
+    package = build_tiny_package(folder / "package")
+    content = yaml.safe_load((package / MANIFEST_FILE).read_text())
+    (package / MANIFEST_FILE).write_text(yaml.safe_dump(content | {"backend": backend}))
+    return package
+
+
+def test_a_package_names_its_backend_and_the_environment_goes_before_it(tmp_path: Path) -> None:
+    package = naming(tmp_path, "onnxruntime")
+    with serving(tmp_path, package, backend=None, wait=False) as server:
+        assert server.process.wait(240) == 1
+    assert "storyloom-export onnx" in server.log
+    (tmp_path / "other").mkdir()
+    with serving(tmp_path / "other", package, backend=None, environment={"STORYLOOM_BACKEND": NULL_BACKEND}) as server:
+        assert server.address
+
+
+def test_a_package_can_only_name_backends_that_come_with_the_server(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=r"backend: Input should be 'torch', 'onnxruntime'"):
+        read_manifest(naming(tmp_path, "os:system"))
+
+
+@pytest.mark.parametrize("name", list(SHORT_NAMES))
+def test_every_short_name_is_a_backend(name: str) -> None:
+    assert load_class(SHORT_NAMES[name]).runtime == name
+    assert load_class(SHORT_NAMES["tensorrt"]) is TensorRtDenoiser

@@ -148,6 +148,25 @@ def test_memory_that_ran_out_is_told_from_other_errors(tmp_path: Path) -> None:
     assert not Denoiser.is_out_of_memory(other.value)
 
 
+def test_a_file_that_onnx_runtime_cannot_read_is_told_with_how_to_rebuild(artefact: Artefact, tmp_path: Path) -> None:
+    newer = onnx.load(artefact.component("vae_decoder"), load_external_data=False)
+    newer.ir_version = 99
+    contents = {"newer": newer.SerializeToString(), "cut": newer.SerializeToString()[:1000], "empty": b""}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        with pytest.raises(
+            ArtefactError, match=rf"cannot load .*{name}\.onnx.*make the export anew.*storyloom-export onnx"
+        ):
+            Session(tmp_path / f"{name}.onnx", CPU)
+
+
+def test_a_component_that_the_export_has_not_is_told_with_how_to_rebuild(artefact: Artefact) -> None:
+    with pytest.raises(
+        ArtefactError, match=r"has no component resampler, only text_encoder.*storyloom-export onnx PACKAGE"
+    ):
+        artefact.component("resampler")
+
+
 def test_a_device_without_provider_is_refused(exported_package: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

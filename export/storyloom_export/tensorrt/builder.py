@@ -95,7 +95,10 @@ def _build(trt: Any, artefact: Artefact, component: str, profiles: Sequence[Prof
     model = for_tensorrt(onnx.load(path, load_external_data=False))
     if not parser.parse(model.SerializeToString(), str(path)):
         errors = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
-        raise ArtefactError(f"TensorRT's parser refuses {path}: {errors}")
+        raise ArtefactError(
+            f"TensorRT {trt.__version__}'s parser refuses {path}: {errors}; make the export anew with: "
+            "storyloom-export onnx PACKAGE, or use --backend onnxruntime"
+        )
     config = builder.create_builder_config()
     config.set_flag(trt.BuilderFlag.REFIT)
     config.set_timing_cache(config.create_timing_cache(_read(cache_file)), False)
@@ -108,7 +111,9 @@ def _build(trt: Any, artefact: Artefact, component: str, profiles: Sequence[Prof
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ArtefactError(f"TensorRT cannot build an engine of {path}; its log says why")
+        raise ArtefactError(
+            f"TensorRT cannot build an engine of {path}; its log says why; fewer --buckets take less memory"
+        )
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     cache_file.write_bytes(config.get_timing_cache().serialize())
     return bytes(engine)
