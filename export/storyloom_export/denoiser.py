@@ -13,12 +13,12 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from storyloom_export.artefact import Artefact, default_folder
-from storyloom_export.gpu import Gpu, tensorrt_version
+from storyloom_export.gpu import Gpu
 from storyloom_export.memory import DeviceMemory
 from storyloom_export.modules import ExportedTextEncoder, ExportedUNet, ExportedVae
-from storyloom_export.providers import PROVIDERS, choose
+from storyloom_export.providers import PROVIDERS, Shapes, choose, compiler_version
 from storyloom_export.session import OpenSession, Session
-from storyloom_export.sizes import Profile, profiles_of, shapes_of
+from storyloom_export.sizes import profiles_of, shapes_of
 from storyloom_model.attention import TextKeysValues
 from storyloom_model.batch import UNetCall
 from storyloom_model.components import Components
@@ -162,10 +162,11 @@ def onnx_sessions(
     def open_session(component: str) -> Session:
         cache, ranges = None, None
         if provider in PROVIDERS and PROVIDERS[provider].profile is not None:
-            whole = _one_profile(profiles_of(package, artefact.record, component, ROW_BUCKETS[:-1]))
-            record = artefact.record.components[component]
-            ranges = (shapes_of(record, whole.least), shapes_of(record, whole.best), shapes_of(record, whole.most))
-            cache = package.folder / CACHE_FOLDER / _cache_key(artefact, component, provider, memory, whole, runtime)
+            # Ranges must be given for every input of every part that the provider takes. A UNet is taken in parts, as
+            # Otsu's rule has float64: there the provider widens its ranges as it meets shapes.
+            if not component.startswith("unet"):
+                ranges = _ranges(package, artefact, component)
+            cache = package.folder / CACHE_FOLDER / _cache_key(artefact, component, provider, memory, ranges, runtime)
         choice = choose(provider, memory, artefact.record.dtype, cache, ranges, artefact.record.quantization)
         return Session(artefact.component(component), memory, choice, runtime)
 
@@ -184,22 +185,24 @@ def components_of(package: ModelPackage, artefact: Artefact, open_session: OpenS
     )
 
 
-def _one_profile(profiles: tuple[Profile, ...]) -> Profile:
-    """A profile that covers all of them; at best what the last but one of several is best at."""
-    names = profiles[0].best
-    return Profile(
-        {name: min(profile.least[name] for profile in profiles) for name in names},
-        profiles[max(len(profiles) - 2, 0)].best,
-        {name: max(profile.most[name] for profile in profiles) for name in names},
-    )
+def _ranges(package: ModelPackage, artefact: Artefact, component: str) -> tuple[Shapes, Shapes, Shapes]:
+    """The least, best and largest shapes of a component with one profile."""
+    (profile,) = profiles_of(package, artefact.record, component, ROW_BUCKETS[:-1])
+    record = artefact.record.components[component]
+    return shapes_of(record, profile.least), shapes_of(record, profile.best), shapes_of(record, profile.most)
 
 
 def _cache_key(
-    artefact: Artefact, component: str, provider: str, memory: DeviceMemory, whole: Profile, runtime: Any
+    artefact: Artefact,
+    component: str,
+    provider: str,
+    memory: DeviceMemory,
+    ranges: tuple[Shapes, Shapes, Shapes] | None,
+    runtime: Any,
 ) -> str:
     """All that what a provider compiles depends on, such as "tensorrt-unet-0f3a91c2"."""
     parts = (
-        artefact.record.package_hash, artefact.record.dtype, Gpu.of(memory).key, tensorrt_version() or "bundled",
-        runtime.__version__, str(sorted(whole.least.items())), str(sorted(whole.most.items())),
+        artefact.record.package_hash, artefact.record.dtype, artefact.record.quantization, Gpu.of(memory).key,
+        compiler_version(PROVIDERS[provider]), runtime.__version__, str(ranges),
     )  # fmt: skip
     return f"{provider}-{component}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}"

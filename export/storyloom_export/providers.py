@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyloom_export.artefact import ArtefactError, Dtype, Quantization
+from storyloom_export.gpu import tensorrt_version
 from storyloom_export.memory import DeviceMemory
 
 
@@ -142,6 +143,16 @@ def choose(
     if provider.profile is not None and ranges is not None:
         options |= {option: shapes_text(shapes) for option, shapes in zip(provider.profile, ranges, strict=True)}
     return Choice(provider, options)
+
+
+def compiler_version(provider: Provider) -> str:
+    """The version of what compiles for a provider: of its own package, or of TensorRT's library."""
+    if not provider.module:
+        return tensorrt_version() or "none"
+    try:
+        return str(importlib.import_module(provider.module).__version__)
+    except ImportError:
+        return "none"
 
 
 def shapes_text(shapes: Shapes) -> str:

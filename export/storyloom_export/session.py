@@ -123,8 +123,8 @@ def _open(file: Path, choice: Choice, runtime: Any) -> Any:
         session = runtime.InferenceSession(str(file), options, **({} if devices else {"providers": choice.providers}))
     except Exception as error:  # ONNX Runtime's errors have no base class of their own.
         raise ArtefactError(
-            f"ONNX Runtime {runtime.__version__} cannot load {file}: {str(error).strip()}; make the export anew, for this "
-            "version, with: storyloom-export onnx PACKAGE"
+            f"ONNX Runtime {runtime.__version__} cannot load {file}: {str(error).strip()}; make the export anew, for "
+            "this version, with: storyloom-export onnx PACKAGE"
         ) from error
     check_given(choice, session)
     return session

@@ -62,9 +62,12 @@ def test_each_provider_is_asked_for_with_its_options(package: ModelPackage, arte
     assert cache.is_dir()
     assert cache.parent == tmp_path / CACHE_FOLDER
     assert cache.name.startswith("tensorrt-unet-")
-    assert "sample:1x4x8x8," in options["trt_profile_min_shapes"]
-    assert "sample:48x4x8x12," in options["trt_profile_max_shapes"]
+    assert "trt_profile_min_shapes" not in options  # A UNet is taken in parts.
     assert "trt_fp16_enable" not in options
+    onnx_sessions(own, artefact, PretendedGpu(1), "tensorrt", runtime)("vae_decoder")
+    options = runtime.opened[-1][1][0][1]
+    assert options["trt_profile_min_shapes"] == "latents:1x4x8x8"
+    assert options["trt_profile_max_shapes"] == "latents:1x4x8x12"
 
 
 def test_a_plugin_provider_is_registered_once_and_gets_its_device(
