@@ -1,19 +1,25 @@
 """The real server on both backends: the same story gives the same pictures. A package names its own backend."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 
 from storyloom.v1 import story_pb2 as pb
+from storyloom_export.artefact import ArtefactError
 from storyloom_export.compare import psnr
+from storyloom_export.denoiser import OnnxDenoiser
 from storyloom_export.tensorrt.denoiser import TensorRtDenoiser
+from storyloom_model.denoiser import Denoiser
+from storyloom_model.execution import ExecutionOptions
 from storyloom_model.package import MANIFEST_FILE, PackageError, read_manifest
-from storyloom_server.engine.backend import SHORT_NAMES, load_class
+from storyloom_server.engine.backend import SHORT_NAMES, load_backend, load_class
 from tests.model.tiny import build_tiny_package
 from tests.server.serving import NULL_BACKEND, generate, serving
 from tests.server.test_server_pictures import pictures
@@ -78,3 +84,19 @@ def test_a_package_can_only_name_backends_that_come_with_the_server(tmp_path: Pa
 def test_every_short_name_is_a_backend(name: str) -> None:
     assert load_class(SHORT_NAMES[name]).runtime == name
     assert load_class(SHORT_NAMES["tensorrt"]) is TensorRtDenoiser
+
+
+def test_the_backend_tensorrt_says_what_it_lacks(exported_package: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ArtefactError, match=r"TensorRT cannot be imported .* install it|is none that torch can use"):
+        load_backend("tensorrt", exported_package, "cuda:0", ExecutionOptions())
+
+
+def test_without_a_name_the_package_decides(exported_package: Path, tmp_path: Path) -> None:
+    assert isinstance(load_backend(None, exported_package, "cpu", ExecutionOptions()), Denoiser)
+    package = shutil.copytree(exported_package, tmp_path / "package")
+    content = yaml.safe_load((package / MANIFEST_FILE).read_text())
+    (package / MANIFEST_FILE).write_text(yaml.safe_dump(content | {"backend": "onnxruntime"}))
+    assert isinstance(load_backend(None, package, "cpu", ExecutionOptions()), OnnxDenoiser)
+    assert type(load_backend("torch", package, "cpu", ExecutionOptions())) is Denoiser
