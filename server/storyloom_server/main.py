@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from storyloom_server import logs
+from storyloom_server import allocator, logs
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.operations import Operations
 from storyloom_server.option_layers import OptionsError, read_options
@@ -24,6 +24,7 @@ def serve(options: ServerOptions) -> int:
     Returns:
         The exit code: 0 after SIGTERM or SIGINT, 1 when the engine died too often, 2 when it cannot be set up.
     """
+    allocator.share_arenas()
     logs.set_up(options.log_level, options.log_format, prompts=options.log_prompts)
     try:
         catalog = ModelCatalog.load(options.model, options.model_folder)

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from storyloom_server.store import NewEvent, NewStory, Owner, Transaction, schema
+from storyloom_server.store import NewEvent, NewStory, Owner, Store, Transaction, schema
 from storyloom_server.store.database import Database, connect
 
 Parameters = ParamSpec("Parameters")
@@ -67,6 +67,11 @@ def new_story(tenant: str = "tenant", request: bytes = b"a fox", **fields: Any) 
             **fields,
         }
     )
+
+
+async def blob_keys(store: Store) -> list[str]:
+    """Keys of all blobs of stories."""
+    return [key async for keys in store.blob_keys(at_once=3) for key in keys]
 
 
 def new_events(*numbers: int) -> list[NewEvent]:

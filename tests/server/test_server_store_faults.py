@@ -19,7 +19,7 @@ from storyloom_server.store.database import Database, connect, system_clock
 from storyloom_server.store.errors import StorageFullError, StoreBusyError, StoreUnavailableError
 from storyloom_server.store.writer import GroupWriter
 from tests.server.databases import PostgreSQL
-from tests.server.journals import Server, new_events, new_story
+from tests.server.journals import Server, blob_keys, new_events, new_story
 
 
 def hasty(url: str) -> Database:
@@ -104,7 +104,7 @@ def test_store_on_a_full_disk_loses_nothing_and_recovers(small_disk: Path) -> No
         again = Store.open(StoreOptions(small_disk / "state"))
         page = await again.read(journal.list_stories, "tenant", size=1000)
         assert {story.id for story in page.items} == set(accepted)
-        assert set(await again.blob_keys()) == set(saved)
+        assert set(await blob_keys(again)) == set(saved)
         await again.close()
 
     asyncio.run(run())

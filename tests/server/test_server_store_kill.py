@@ -15,6 +15,7 @@ from storyloom_server.store import (
     journal,
     leases,
 )
+from tests.server.journals import blob_keys
 from tests.server.store_writer import picture
 
 # Acknowledgements after which the process is killed; the later ones come while adopted stories are worked on.
@@ -71,7 +72,7 @@ async def check(folder: Path, database_url: str, told: list[list[str]]) -> None:
 async def check_orphans(store: Store) -> None:
     """Blobs whose row was never written are collected, all others stay."""
     await Sweeper(store, RetentionPolicy(orphan_seconds=0)).sweep()
-    left = set(await store.blob_keys())
+    left = set(await blob_keys(store))
     (page,) = [await store.read(journal.list_stories, "tenant", size=10_000)]
     known = set()
     for story in page.items:

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from storyloom_server.store import (
     ArtifactKind,
@@ -21,7 +23,7 @@ from storyloom_server.store import (
 )
 from storyloom_server.store.records import EndedStory
 from storyloom_server.store.retention import Orphanage, surplus
-from tests.server.journals import TurnedClock, new_story
+from tests.server.journals import Server, TurnedClock, blob_keys, new_story
 
 POLICY = RetentionPolicy(keep_seconds=1000, orphan_seconds=60)
 
@@ -65,7 +67,7 @@ def test_ended_stories_go_when_their_time_is_over(tmp_path: Path, database_url: 
         assert (await sweeper.sweep()).stories == 1
         assert await stories(store) == {still_open, long, young}
         assert await sweeper.sweep() == SweepReport(0, 0, 0)
-        left = await store.blob_keys()
+        left = await blob_keys(store)
         assert len(left) == 3
         assert not any(short in key or old in key for key in left)
 
@@ -78,7 +80,7 @@ def test_open_story_is_never_forgotten(tmp_path: Path, database_url: str) -> Non
         assert await store.write(cleanup.forget, story_id) == []
         await Sweeper(store, RetentionPolicy(keep_seconds=0, tenant_bytes=0, orphan_seconds=0)).sweep()
         assert await stories(store) == {story_id}
-        assert len(await store.blob_keys()) == 1
+        assert len(await blob_keys(store)) == 1
 
     with_store(tmp_path, database_url, test)
 
@@ -106,7 +108,7 @@ def test_checkpoints_of_ended_stories_go_at_once(tmp_path: Path, database_url: s
             await store.keep(story_id, ArtifactKind.LATENTS, 0, b"latents")
         await store.write(journal.finish, done, StoryState.FINISHED)
         assert await Sweeper(store, POLICY).sweep() == SweepReport(0, 1, 0)
-        left = await store.blob_keys()
+        left = await blob_keys(store)
         (checkpoint,) = [key for key in left if "checkpoint" in key]
         assert still_open in checkpoint
         assert sum("latents" in key for key in left) == 2
@@ -127,7 +129,7 @@ def test_blobs_without_a_row_go_after_a_while(tmp_path: Path, database_url: str)
         assert await sweeper.sweep() == SweepReport(0, 0, 0)
         now = 60.0
         assert await sweeper.sweep() == SweepReport(0, 0, 1)
-        left = await store.blob_keys()
+        left = await blob_keys(store)
         assert orphan.key not in left
         assert late.key in left
         assert len(left) == 2
@@ -144,6 +146,37 @@ def test_leftovers_of_interrupted_writes_go_too(tmp_path: Path) -> None:
         assert not partial.exists()
 
     with_store(tmp_path, f"sqlite:///{tmp_path / 'x.db'}", test)
+
+
+def test_blobs_are_listed_some_at_a_time(tmp_path: Path) -> None:
+    async def test(store: Store, clock: TurnedClock) -> None:
+        saved = [(await store.save(f"story-{n}", ArtifactKind.PICTURE, 0, b"x")).key for n in range(7)]
+        pages = [list(keys) async for keys in store.blob_keys(at_once=3)]
+        assert [len(keys) for keys in pages] == [3, 3, 1]
+        assert sorted(key for keys in pages for key in keys) == sorted(saved)
+
+    with_store(tmp_path, f"sqlite:///{tmp_path / 'x.db'}", test)
+
+
+def test_one_statement_is_prepared_however_many_blobs_there_are(database_url: str) -> None:
+    server = Server(database_url)
+    statements: set[str] = set()
+
+    @event.listens_for(server.database.engine, "before_cursor_execute")
+    def _note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith("SELECT"):
+            statements.add(statement)
+
+    for count in (1, 2, 499, cleanup.MOST_KEYS):
+        keys = [f"stories/a/{number}" for number in range(count)]
+        assert server(cleanup.unknown, keys) == set(keys)
+    assert len(statements) == 1
+    server.database.close()
+
+
+@pytest.mark.parametrize(("keep", "pause"), [(float("inf"), 600), (7 * 86400, 600), (180, 45), (0.1, 1)])
+def test_sweeps_are_seldom_unless_stories_are_kept_for_minutes(keep: float, pause: float) -> None:
+    assert RetentionPolicy(keep_seconds=keep).sweep_seconds == pause
 
 
 sizes = st.lists(st.integers(0, 100), max_size=20)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,29 @@ class Blobs:
                     continue
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Every key in the folder ``prefix``, with leftovers of interrupted writes."""
-        start = f"{self._root}/{prefix}".rstrip("/")
-        with _telling_errors(prefix):
+        """Every key in the folder ``prefix``, with leftovers of interrupted writes.
+
+        It lists one folder at a time, so that it holds the names of one folder, however many blobs there are.
+        """
+        folders = [f"{self._root}/{prefix}".rstrip("/")]
+        while folders:
+            folder = folders.pop()
+            inner, files = self._list_folder(folder)
+            folders += inner
+            yield from (path.removeprefix(f"{self._root}/") for path in files)
+
+    def _list_folder(self, folder: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Paths of the folders and of the files in a folder; none if it does not exist."""
+        inner: list[str] = []
+        files: list[str] = []
+        with _telling_errors(folder):
             try:
-                paths = self._storage.find(start)
+                entries = self._storage.ls(folder, detail=True)
             except FileNotFoundError:
-                return
-        for path in paths:
-            yield path.removeprefix(f"{self._root}/")
+                entries = []
+        for entry in entries:
+            (inner if entry["type"] == "directory" else files).append(entry["name"].rstrip("/"))
+        return [path for path in inner if path != folder], files
 
     def _put_away(self, key: str, data: bytes) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import and_, bindparam, delete, func, or_, select
 
 from storyloom_server.store import tables
 from storyloom_server.store.database import Transaction
@@ -11,6 +11,9 @@ from storyloom_server.store.records import ArtifactKind, EndedStory
 _story = tables.story.c
 _artifact = tables.artifact.c
 _has_ended = _story.finished_at.is_not(None)
+
+MOST_KEYS = 500
+_KNOWN = select(_artifact.key).where(_artifact.key.in_(bindparam("keys", expanding=True)))
 
 
 def expired(transaction: Transaction, keep_seconds: float, *, limit: int = 100) -> Sequence[str]:
@@ -59,19 +62,18 @@ def drop_checkpoints(transaction: Transaction, *, limit: int = 100) -> Sequence[
     Returns:
         Keys of the blobs that may be deleted once this transaction is stored.
     """
-    query = (
+    some = (
         select(_artifact.key)
         .join(tables.story, _story.id == _artifact.story_id)
         .where(_artifact.kind == ArtifactKind.CHECKPOINT, _has_ended)
         .limit(limit)
     )
-    keys = transaction.connection.execute(query).scalars().all()
-    if keys:
-        transaction.connection.execute(delete(tables.artifact).where(_artifact.key.in_(keys)))
-    return keys
+    deleted = delete(tables.artifact).where(_artifact.key.in_(some.scalar_subquery())).returning(_artifact.key)
+    return transaction.connection.execute(deleted).scalars().all()
 
 
 def unknown(transaction: Transaction, keys: Collection[str]) -> frozenset[str]:
-    """Those of the keys that no artifact has."""
-    query = select(_artifact.key).where(_artifact.key.in_(keys))
-    return frozenset(keys) - set(transaction.connection.execute(query).scalars())
+    """Those of the keys, at most ``MOST_KEYS``, that no artifact has."""
+    # Always the same number: drivers keep a prepared statement for each number of parameters.
+    filled = [*keys, *[""] * (MOST_KEYS - len(keys))]
+    return frozenset(keys) - set(transaction.connection.execute(_KNOWN, {"keys": filled}).scalars())

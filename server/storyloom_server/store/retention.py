@@ -8,7 +8,7 @@ from storyloom_server.store import cleanup
 from storyloom_server.store.records import EndedStory
 from storyloom_server.store.store import Store
 
-_KEYS_PER_QUERY = 500
+_SELDOM_SECONDS, _OFTEN_SECONDS = 600.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class RetentionPolicy:
     keep_seconds: float = 30 * 86400.0
     tenant_bytes: int | None = None
     orphan_seconds: float = 3600.0
+
+    @property
+    def sweep_seconds(self) -> float:
+        """How often to sweep: seldom, but often enough that few stories are kept for much longer than they should."""
+        return min(_SELDOM_SECONDS, max(_OFTEN_SECONDS, self.keep_seconds / 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Sweeper:
         self._orphanage = Orphanage(policy.orphan_seconds)
 
     async def sweep(self) -> SweepReport:
-        """Deletes what may go. It reads a list of all blobs, so call it every few minutes at most."""
+        """Deletes what may go. It looks at every blob's name, so call it every few minutes at most."""
         stories = await self._forget_expired() + await self._forget_surplus()
         return SweepReport(stories, await self._drop_checkpoints(), await self._collect_orphans())
 
@@ -110,10 +115,9 @@ class Sweeper:
         return dropped
 
     async def _collect_orphans(self) -> int:
-        listed = list(await self._store.blob_keys())
         orphans: set[str] = set()
-        for start in range(0, len(listed), _KEYS_PER_QUERY):
-            orphans |= await self._store.read(cleanup.unknown, listed[start : start + _KEYS_PER_QUERY])
+        async for keys in self._store.blob_keys(cleanup.MOST_KEYS):
+            orphans |= await self._store.read(cleanup.unknown, keys)
         collected = self._orphanage.take(orphans, self._monotonic())
         await self._store.delete(collected)
         return len(collected)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -155,9 +156,11 @@ class Store:
         if keys:
             await self._on_blobs(self._blobs.delete, keys)
 
-    async def blob_keys(self) -> Collection[str]:
-        """Keys of all blobs of stories, with leftovers of interrupted writes."""
-        return await self._on_blobs(lambda: list(self._blobs.list(_FOLDER)))
+    async def blob_keys(self, at_once: int) -> AsyncIterator[Sequence[str]]:
+        """Keys of all blobs of stories, with leftovers of interrupted writes, ``at_once`` at a time."""
+        keys = self._blobs.list(_FOLDER)
+        while some := await self._on_blobs(lambda: list(islice(keys, at_once))):
+            yield some
 
     async def close(self) -> None:
         """Stores what is waiting to be stored, and lets go of the folder. No call may come after it."""
