@@ -33,7 +33,8 @@ class Scheduling:
 class Submit:
     """Do this job.
 
-    ``preview_interval`` and ``checkpoint_interval`` are steps between previews and checkpoints (0: none).
+    ``preview_interval`` and ``checkpoint_interval`` are steps between previews and checkpoints (0: none), and
+    ``checkpoint_seconds`` the least seconds between checkpoints.
     ``checkpoint`` is what an earlier engine process sent for the same job; ``done_steps`` are the steps in it.
     """
 
@@ -43,6 +44,7 @@ class Submit:
     scheduling: Scheduling = Scheduling()
     preview_interval: int = 0
     checkpoint_interval: int = 0
+    checkpoint_seconds: float = 0.0
     checkpoint: bytes | None = None
     done_steps: int = 0
 

@@ -167,8 +167,9 @@ class StoreGroup(BaseModel):
         0, "MIB", "Size of one tenant's stories above which its oldest ended ones are removed; 0: no limit.", ge=0
     )
     checkpoint_steps: int = _option(
-        5, "N", "Steps between checkpoints, from which stories go on after a crash; 0: from the start.", ge=0
+        5, "N", "Least steps between checkpoints, from which stories go on after a crash; 0: no checkpoints.", ge=0
     )
+    checkpoint_seconds: float = _option(5, "SECONDS", "Least seconds between checkpoints.", ge=0, allow_inf_nan=False)
 
     @field_validator("state_folder", mode="before")
     @classmethod

@@ -61,7 +61,6 @@ _READY_SERVICES = tuple(
 _MIB = 1024 * 1024
 _ENCODER_THREADS = 2
 _LEASE_SECONDS = 30.0
-_SWEEP_SECONDS = 600.0
 # For calls that were just told their end to get it through.
 _STOP_GRACE_SECONDS = 2.0
 _CHANNEL_OPTIONS = (
@@ -103,7 +102,15 @@ class StoryServer:
             on_batch=self._on_batch,
         )
         metrics, gate, safety = operations.metrics, operations.gate, operations.safety
-        workshop = Workshop(store, self._engine, self._encoders, metrics, safety, options.checkpoint_steps)
+        workshop = Workshop(
+            store=store,
+            engine=self._engine,
+            encoders=self._encoders,
+            metrics=metrics,
+            safety=safety,
+            checkpoint_interval=options.checkpoint_steps,
+            checkpoint_seconds=options.checkpoint_seconds,
+        )
         self._desk = Desk(workshop, catalog, gate, operations.tracing, _admission(options), _keep_seconds(options))
         metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # The stubs lack it.
@@ -204,7 +211,7 @@ class StoryServer:
                     log.info("store swept", extra=fields(stories=report.stories, orphans=report.orphans))
             except StoreError as error:
                 log.warning("the store could not be swept", extra=fields(why=error))
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(policy.sweep_seconds)
 
     def _on_engine_status(self, status: EngineStatus) -> None:
         self._operations.metrics.engine_is_up(status is EngineStatus.READY)

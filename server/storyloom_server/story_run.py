@@ -62,7 +62,9 @@ _LONGEST_STORE_PAUSE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What all runs share. ``checkpoint_interval`` in steps, 0 for no checkpoints."""
+    """What all runs share. At least ``checkpoint_interval`` steps (0: no checkpoints) and ``checkpoint_seconds`` lie
+    between two checkpoints of a story.
+    """
 
     store: Store
     engine: Supervisor
@@ -70,6 +72,7 @@ class Workshop:
     metrics: Metrics
     safety: Safety
     checkpoint_interval: int
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,7 @@ class StoryRun:
             scheduling=replace(story.scheduling, alone=self._crashes >= _CRASHES_TO_RUN_ALONE),
             preview_interval=story.plan.preview_interval,
             checkpoint_interval=self._workshop.checkpoint_interval,
+            checkpoint_seconds=self._workshop.checkpoint_seconds,
             checkpoint=checkpoint,
             done_steps=done_steps,
         )

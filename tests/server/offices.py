@@ -37,7 +37,7 @@ class Office:
         self.encoders = ThreadPoolExecutor(1)
         self._catalog = ModelCatalog.load([model])
         safety, gate = Safety("off", []), Gate(None)
-        workshop = Workshop(self.store, engine, self.encoders, Metrics("test", ["tiny"]), safety, 5)
+        workshop = Workshop(self.store, engine, self.encoders, Metrics("test", ["tiny"]), safety, 5, 0.0)
         admission = Admission(max_open=100, max_open_per_tenant=100, max_rows=48)
         self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission, keep_seconds=3600.0)
         characters = Characters(self.store, PictureLimits(4, 16))

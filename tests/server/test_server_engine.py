@@ -156,6 +156,13 @@ def test_checkpoints_come_every_so_many_steps(interval: int) -> None:
     assert taken == ([step for step in range(1, 7) if step % interval == 0] if interval else [])
 
 
+def test_checkpoints_are_not_made_too_soon() -> None:
+    with engine() as loop:
+        loop.send(submit("a", job(steps=7), checkpoint_interval=1, checkpoint_seconds=3600.0))
+        loop.end("a")
+    assert "Checkpoint" not in kinds(loop.of("a"))
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [

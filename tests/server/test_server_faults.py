@@ -37,6 +37,8 @@ from tests.server.serving import (
 )
 
 SLOW = {"STORYLOOM_TEST_STEP_SECONDS": "0.03"}
+# Whatever goes wrong after some steps, there is a checkpoint to go on from.
+CHECKPOINTS = ("--checkpoint-seconds", "0")
 PROMPTS = ("a dog", "a cat", "a bird")
 LONG = 60
 
@@ -46,7 +48,7 @@ def slow_server(
     folder: Path, model: Path, *arguments: str, **environment: str
 ) -> Iterator[tuple[ServerProcess, grpc.Channel]]:
     with (
-        serving(folder, model, *arguments, environment={**SLOW, **environment}) as server,
+        serving(folder, model, *CHECKPOINTS, *arguments, environment={**SLOW, **environment}) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         yield server, channel

@@ -118,7 +118,7 @@ def test_a_story_that_two_servers_made_is_bitwise_that_of_one(
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     with (
-        serving(tmp_path / "first", tiny_package, *state, backend=None) as first,
+        serving(tmp_path / "first", tiny_package, *state, "--checkpoint-seconds", "0", backend=None) as first,
         grpc.insecure_channel(first.address) as doomed,
     ):
         call = generate(doomed, asked)
@@ -128,9 +128,12 @@ def test_a_story_that_two_servers_made_is_bitwise_that_of_one(
         serving(tmp_path / "second", tiny_package, *state, backend=None) as second,
         grpc.insecure_channel(second.address) as later,
     ):
-        resumed = pictures(watch(later, story_id))
+        resumed = list(watch(later, story_id))
         assert "story adopted" in second.log
-    assert np.array_equal(resumed, undisturbed)
+    # It went on from a checkpoint of the second window.
+    told = [event.progress for event in resumed if event.progress.stage == service_pb.STORY_STAGE_DENOISING]
+    assert min(progress.step for progress in told) >= 18 + 5
+    assert np.array_equal(pictures(resumed), undisturbed)
 
 
 def test_new_frames_take_after_the_finished_ones(channel: grpc.Channel) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
+from storyloom_server.engine.pace import CheckpointPace
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
@@ -43,12 +44,13 @@ _BEAT_SECONDS = 1.0
 @dataclass(slots=True)
 class _Job:
     """A job of the engine, and the ``rows`` of its steps. ``marks`` are monotonic seconds at which its stages began.
-    ``state`` comes with encoding, ``latents`` of each frame with the last step."""
+    ``state`` and ``pace`` come with encoding, ``latents`` of each frame with the last step."""
 
     submit: messages.Submit
     rows: int
     marks: dict[Status, float] = field(default_factory=dict)
     state: State | None = None
+    pace: CheckpointPace | None = None
     latents: Sequence[bytes] = ()
 
     @property
@@ -192,8 +194,11 @@ class Engine:
         self._tell_positions()
         with self._failing_alone(job_id):
             job.state = self._start(backend, job.submit)
-            job.marks[Status.DENOISING] = time.monotonic()
-            seconds = job.marks[Status.DENOISING] - began
+            job.marks[Status.DENOISING] = now = time.monotonic()
+            job.pace = CheckpointPace(
+                job.submit.checkpoint_interval, job.submit.checkpoint_seconds, job.state.step_index, now
+            )
+            seconds = now - began
             self._scheduler.encoded(job_id, seconds=seconds, done_steps=job.state.step_index)
             self._tell(messages.Stepped(job_id, job.state.step_index))
             if job.state.done:
@@ -276,8 +281,7 @@ class Engine:
         if state.done:
             self._start_decoding(backend, job_id, job)
             return
-        interval = job.submit.checkpoint_interval
-        if interval and state.step_index % interval == 0:
+        if job.pace is not None and job.pace.due(state.step_index, time.monotonic()):
             with self._failing_alone(job_id):
                 self._tell(messages.Checkpoint(job_id, state.step_index, backend.save(state)))
 
