@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.windows import Window, plan_windows
@@ -25,6 +26,7 @@ class AcceptedStory:
         scheduling: how it shares the device.
         parent_id: the story whose frames it takes over; "" for none.
         reused: indexes of the parent's frames that it takes over.
+        prompt_flags: what the safety checks found in frames' texts and let through, by the frame's index.
         accepted_at: epoch seconds.
         crashes: how often an engine or server died over it.
         sequence_reserved: clients may have seen event numbers up to this one.
@@ -38,6 +40,7 @@ class AcceptedStory:
     accepted_at: float
     parent_id: str = ""
     reused: frozenset[int] = frozenset()
+    prompt_flags: Mapping[int, str] = field(default_factory=dict)
     crashes: int = 0
     sequence_reserved: int = 0
     events: tuple[LoggedEvent, ...] = ()

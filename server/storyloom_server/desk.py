@@ -53,7 +53,7 @@ class Desk:
     Args:
         workshop: what runs share.
         catalog: the served models.
-        gate: knows the tenants of adopted stories.
+        gate: knows the tenants of adopted stories, and counts new ones against their tenants' rates.
         tracing: begins the trace of each story.
         admission: which stories may be accepted.
         keep_seconds: how long ended stories are kept.
@@ -86,6 +86,8 @@ class Desk:
     async def accept(self, tenant: Tenant, order: Order, metadata: Metadata = ()) -> str:
         """Accepts a story, or finds the one that the same request made before, and returns its id.
 
+        Only a story that is new, and that there is room for, counts against the tenant's rate.
+
         Raises:
             StoryError: the server is not open, or cannot take the story now.
             StoreError: it could not be stored, or the tenant's quota is used up.
@@ -104,8 +106,10 @@ class Desk:
             accepted_at=time.time(),
             parent_id=order.parent_id,
             reused=order.reused,
+            prompt_flags=order.prompt_flags,
         )
         self._admit(story, order)
+        self._gate.count_story(tenant)
         # Counted from here on, and started whether or not the caller is still there when it is stored.
         self._accepting[story.story_id] = story
         return await asyncio.shield(asyncio.ensure_future(self._store_and_start(story, order, tenant, metadata)))
@@ -295,8 +299,8 @@ class Desk:
 
     async def _restore(self, story: Story) -> AcceptedStory:
         """An accepted story from what was stored of it."""
-        asked, reused = story_records.read_request(await self._store.read(journal.request, story.id))
-        plan = plan_story(asked, self._catalog)
+        request = story_records.read_request(await self._store.read(journal.request, story.id))
+        plan = plan_story(request.story, self._catalog)
         if not isinstance(plan, StoryPlan):
             raise errors.invalid_story(plan)
         if story.crashes >= _DEATHS_TO_GIVE_UP:
@@ -309,7 +313,8 @@ class Desk:
             scheduling=_scheduling(self._gate.named(story.tenant), Priority(story.priority), remaining),
             accepted_at=story.created_at,
             parent_id=story.parent_id or "",
-            reused=reused,
+            reused=request.reused,
+            prompt_flags=request.prompt_flags,
             crashes=story.crashes,
             sequence_reserved=story.sequence_reserved,
             events=tuple(logged(stored) for stored in await self._stored_events(story.id)),

@@ -7,7 +7,7 @@ change first (``PreconditionFailure``). Every value in a message is in the ``Err
 without ``RetryInfo`` will not go away by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -100,6 +100,9 @@ def _pack(message: Message) -> any_pb2.Any:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: StoryError) -> NoReturn:
     """Ends the call with ``error``. Before the first event this sends trailers only, so that clients may retry."""
+    # gRPC keeps the frames of its last abort until the next one. What the error was raised through, such as a story's
+    # run, must not stay with them.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
     metadata = ((DETAILS_KEY, error.status().SerializeToString()), *error.trailers)
     await context.abort(error.code, _that_travels(error.message), trailing_metadata=metadata)
 
@@ -374,6 +377,11 @@ def _exhausted(
         retry_seconds=retry_seconds,
         details=[failure],
     )
+
+
+def relocated(error: StoryError, locate: Callable[[Violation], Violation]) -> StoryError:
+    """The same error with its violations where ``locate`` sees them; one without violations as it is."""
+    return _bad_fields(error.reason, [locate(each) for each in error.violations]) if error.violations else error
 
 
 def _bad_fields(reason: str, violations: Sequence[Violation]) -> StoryError:

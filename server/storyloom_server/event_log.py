@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.errors import StoryError
@@ -80,7 +80,8 @@ class EventLog:
                 yield event
             elif self._closed:
                 if self._error is not None:
-                    raise self._error
+                    # One for each reader: an error gathers what it is raised through.
+                    raise replace(self._error)
                 return
             else:
                 await changed.wait()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from storyloom.v1 import story_pb2
@@ -16,6 +17,7 @@ from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
+from storyloom_server.request_paths import in_extension, in_redone_frame
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Priority
 from storyloom_server.tenants import Tenant
@@ -45,6 +47,7 @@ class Order:
         call_seconds: for how long the caller waits; a story that takes longer is not accepted.
         parent_id: the story whose frames are taken over.
         reused: indexes of the frames that are taken over, the same in both stories.
+        prompt_flags: what the safety checks found in frames' texts and let through, by the frame's index.
     """
 
     plan: StoryPlan
@@ -55,6 +58,7 @@ class Order:
     call_seconds: float | None = None
     parent_id: str = ""
     reused: frozenset[int] = frozenset()
+    prompt_flags: Mapping[int, str] = field(default_factory=dict)
 
 
 class OrderTaker:
@@ -98,8 +102,12 @@ class OrderTaker:
         story.CopyFrom(parent.story)
         story.characters.extend(request.new_characters)
         story.frames.extend(request.frames)
-        reused = frozenset(range(len(parent.story.frames)))
-        return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+        frames, characters = len(parent.story.frames), len(parent.story.characters)
+        reused = frozenset(range(frames))
+        try:
+            return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+        except errors.StoryError as error:
+            raise errors.relocated(error, lambda each: in_extension(each, frames, characters)) from error
 
     async def redone_frame(self, tenant: Tenant, request: pb.RedoFrameRequest, parent: pb.StoryRecord) -> Order:
         """One frame of ``parent`` again.
@@ -122,7 +130,11 @@ class OrderTaker:
         if not story.frames[index].HasField("seed"):
             story.frames[index].seed = request.seed if request.HasField("seed") else random_seed()
         reused = frozenset(range(count)) - {index}
-        return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+        sent = request.HasField("frame")
+        try:
+            return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+        except errors.StoryError as error:
+            raise errors.relocated(error, lambda each: in_redone_frame(each, index, sent=sent)) from error
 
     async def _order(
         self,
@@ -144,10 +156,7 @@ class OrderTaker:
             raise errors.invalid_story([*plan, *found.violations])
         if found:
             raise errors.invalid_story(found.violations)
-        if self._safety.on:
-            texts = {f"story.frames[{index}].prompt": frame.prompt.text for index, frame in enumerate(plan.job.frames)}
-            texts["story.negative_prompt"] = plan.job.negative_prompt
-            await asyncio.to_thread(self._safety.check_prompts, texts, story_id="")
+        prompt_flags = await asyncio.to_thread(self._prompt_flags, plan) if self._safety.on else {}
         return Order(
             plan=plan,
             digest=_digest(request),
@@ -157,7 +166,16 @@ class OrderTaker:
             call_seconds=call_seconds,
             parent_id=parent_id,
             reused=reused,
+            prompt_flags=prompt_flags,
         )
+
+    def _prompt_flags(self, plan: StoryPlan) -> Mapping[int, str]:
+        """What is found in the texts of frames; the negative prompt is every frame's."""
+        prompts = {f"story.frames[{index}].prompt": frame.prompt.text for index, frame in enumerate(plan.job.frames)}
+        negative = "story.negative_prompt"
+        found = self._safety.check_prompts({**prompts, negative: plan.job.negative_prompt}, story_id="")
+        flags = [", ".join(dict.fromkeys((*found[path], *found[negative]))) for path in prompts]
+        return {index: flag for index, flag in enumerate(flags) if flag}
 
 
 def _check_request_id(found: Findings, request_id: str) -> None:

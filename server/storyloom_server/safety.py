@@ -48,12 +48,16 @@ class SafetyCheck(Protocol):
         """Judges a picture, uint8 [height, width, 3]."""
 
 
+Flags: TypeAlias = tuple[str, ...]
+"""``check:label`` of each check that refuses something."""
+
+
 @dataclass(frozen=True, slots=True)
 class SafetyDecision:
-    """What to do with what was checked. ``flags`` are ``check:label`` of each refusal, also where it is let through."""
+    """What to do with a picture. ``flags`` are there also where it is let through."""
 
     allowed: bool
-    flags: tuple[str, ...] = ()
+    flags: Flags = ()
 
 
 class Safety:
@@ -68,22 +72,24 @@ class Safety:
         """False when there is nothing to call."""
         return bool(self._checks)
 
-    def check_prompts(self, texts: Mapping[str, str], story_id: str) -> SafetyDecision:
+    def check_prompts(self, texts: Mapping[str, str], story_id: str) -> Mapping[str, Flags]:
         """Judges the texts of a story, by their field paths.
+
+        Returns:
+            What is let through in spite of it, for each of the paths.
 
         Raises:
             StoryError: in mode block, SAFETY_BLOCKED with every refused field, or SAFETY_CHECK_FAILED.
         """
-        flags: list[str] = []
-        violations: list[Violation] = []
-        for path, text in texts.items():
-            labels = self._labels("prompt", text, path, story_id)
-            flags += labels
-            if labels:
-                violations.append(Violation(path, f"is refused here ({', '.join(labels)}); write something else"))
+        found = {path: self._labels("prompt", text, path, story_id) for path, text in texts.items()}
+        violations = [
+            Violation(path, f"is refused here ({', '.join(flags)}); write something else")
+            for path, flags in found.items()
+            if flags
+        ]
         if violations and self._mode == "block":
             raise errors.safety_blocked(violations)
-        return SafetyDecision(allowed=True, flags=tuple(dict.fromkeys(flags)))
+        return found
 
     def check_picture(self, rgb: NDArray[np.uint8], path: str, story_id: str) -> SafetyDecision:
         """Judges a picture.
@@ -99,11 +105,11 @@ class Safety:
         Raises:
             StoryError: in mode block, SAFETY_CHECK_FAILED.
         """
-        labels = self._labels("picture", rgb, path, story_id)
-        return SafetyDecision(allowed=not labels or self._mode != "block", flags=tuple(labels))
+        flags = self._labels("picture", rgb, path, story_id)
+        return SafetyDecision(allowed=not flags or self._mode != "block", flags=flags)
 
-    def _labels(self, kind: Literal["prompt", "picture"], content: Any, path: str, story_id: str) -> list[str]:
-        """``check:label`` of every check that refuses the content."""
+    def _labels(self, kind: Literal["prompt", "picture"], content: Any, path: str, story_id: str) -> Flags:
+        """The flags of the content."""
         labels = []
         for check in self._checks:
             verdict = self._verdict(check, kind, content, path, story_id)
@@ -120,7 +126,7 @@ class Safety:
                     ),
                 )
                 labels.append(f"{check.name}:{verdict.label}" if verdict.label else check.name)
-        return labels
+        return tuple(labels)
 
     def _verdict(self, check: SafetyCheck, kind: str, content: Any, path: str, story_id: str) -> Verdict:
         try:

@@ -122,7 +122,7 @@ class StoryServer:
         )
         characters = Characters(store, PictureLimits(options.max_request_mib, options.max_image_megapixels))
         orders = OrderTaker(catalog, characters, safety)
-        stories = StoryService(gate, orders, self._desk, metrics)
+        stories = StoryService(orders, self._desk, metrics)
         models = ModelService(gate, catalog, self._engine, self._desk)
         story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)
         character_service_pb2_grpc.add_CharacterServiceServicer_to_server(CharacterService(characters), self._server)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf import timestamp_pb2
 
@@ -26,15 +26,30 @@ _STATES = {
 
 
 def stored_request(story: AcceptedStory) -> bytes:
-    """What is stored of an accepted story: a record with the complete story and the frames that are taken over."""
-    frames = [pb.FrameResult(frame_index=index, reused=True) for index in sorted(story.reused)]
+    """What is stored of an accepted story: a record with the complete story, and what is known of its frames."""
+    frames = [
+        pb.FrameResult(frame_index=index, reused=index in story.reused, safety_flag=story.prompt_flags.get(index, ""))
+        for index in sorted(story.reused | story.prompt_flags.keys())
+    ]
     return pb.StoryRecord(story=story.plan.story, frames=frames).SerializeToString()
 
 
-def read_request(stored: bytes) -> tuple[story_pb2.Story, frozenset[int]]:
-    """The inverse of ``stored_request``: the complete story, and the indexes of the frames that are taken over."""
+class StoredRequest(NamedTuple):
+    """The complete story; ``reused`` and ``prompt_flags`` as ``AcceptedStory`` has them."""
+
+    story: story_pb2.Story
+    reused: frozenset[int]
+    prompt_flags: Mapping[int, str]
+
+
+def read_request(stored: bytes) -> StoredRequest:
+    """The inverse of ``stored_request``."""
     record = pb.StoryRecord.FromString(stored)
-    return record.story, frozenset(frame.frame_index for frame in record.frames)
+    return StoredRequest(
+        record.story,
+        frozenset(frame.frame_index for frame in record.frames if frame.reused),
+        {frame.frame_index: frame.safety_flag for frame in record.frames if frame.safety_flag},
+    )
 
 
 def public_record(
@@ -48,11 +63,10 @@ def public_record(
         events: those that are stored; frames and the result are taken from them.
         keep_seconds: how long ended stories are kept; infinite for ever.
     """
-    asked, _ = read_request(request)
     record = pb.StoryRecord(
         story_id=story.id,
         state=_STATES[story.state],
-        story=asked,
+        story=read_request(request).story,
         create_time=_timestamp(story.created_at),
         finish_time=_timestamp(story.finished_at),
         expire_time=_timestamp(_expiry(story, keep_seconds)),

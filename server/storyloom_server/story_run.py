@@ -407,7 +407,7 @@ class StoryRun:
             prompt=job_frame.prompt.text,
             reused=reused,
             finished_seconds=time.monotonic() - self._began,
-            safety_flag=", ".join(flags),
+            safety_flag=", ".join(filter(None, (self.story.prompt_flags.get(index), *flags))),
         )
         self._frames[index] = frame
         if not reused:

@@ -132,15 +132,10 @@ OUTCOMES = {
 
 
 async def settled(before: dict[str, Any]) -> None:
-    """Waits until this process holds what it held before, but for one story at most: the last call's may linger."""
+    """Waits until this process holds what it held before."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        now = held()
-        lingering = max(now.pop(name) - before[name] for name in STORY_TYPES if name != "LoggedEvent")
-        events = now.pop("LoggedEvent")
-        if lingering <= 1 and events <= 2 * LONG and all(now[name] == before[name] for name in now):
-            break
-        assert time.monotonic() < deadline, f"{lingering} stories, {events} events, {now}\n{before}"
+    while (now := held()) != before:
+        assert time.monotonic() < deadline, f"{now}\n{before}"
         await asyncio.sleep(0.05)
     for pool, size in POOLS.items():
         assert threads().get(pool, 0) <= size

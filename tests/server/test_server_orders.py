@@ -193,7 +193,8 @@ def test_an_extension_needs_frames_and_is_checked_like_any_story(orders: OrderTa
     )
     with pytest.raises(StoryError) as caught:
         asyncio.run(orders.extension(TENANT, request, parent))
-    assert {"story.characters[1].name", "story.frames[1].prompt", "request_id"} == set(paths(caught.value))
+    assert set(paths(caught.value)) == {"new_characters[0].name", "frames[0].prompt", "request_id"}
+    assert str(caught.value.message).count("story.") == 0
 
 
 @pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "FAILED", "CANCELLED"])
@@ -261,5 +262,40 @@ def test_refused_prompts_are_told_by_their_fields(catalog: ModelCatalog, charact
         new(strict, pb.CreateStoryRequest(story=asked))
     assert caught.value.reason == "SAFETY_BLOCKED"
     assert paths(caught.value) == ["story.frames[1].prompt", "story.negative_prompt"]
+    parent = finished(OrderTaker(catalog, characters, Safety("off", [])), asked)
+    more = pb.ExtendStoryRequest(story_id="parent", frames=[{"prompt": "a dragon"}])
+    with pytest.raises(StoryError) as caught:
+        asyncio.run(strict.extension(TENANT, more, parent))
+    assert caught.value.reason == "SAFETY_BLOCKED"
+    assert paths(caught.value) == ["story_id", "frames[0].prompt", "story_id"]
+
+
+def test_flagged_prompts_are_told_of_the_frames_that_have_them(catalog: ModelCatalog, characters: Characters) -> None:
     lenient = OrderTaker(catalog, characters, Safety("flag", [NoDragons()]))
-    assert len(new(lenient, pb.CreateStoryRequest(story=asked)).plan.job.frames) == 2
+    asked = story("a dog", "a dragon")
+    assert new(lenient, pb.CreateStoryRequest(story=asked)).prompt_flags == {1: "dragons:dragon"}
+    asked.negative_prompt = "dragons"
+    flagged = new(lenient, pb.CreateStoryRequest(story=asked)).prompt_flags
+    assert flagged == {0: "dragons:dragon", 1: "dragons:dragon"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [({"prompt": "{nobody}"}, ["frame.prompt"]), ({"prompt": ""}, ["frame.prompt"]), (None, [])],
+)
+def test_a_bad_new_frame_is_told_by_the_requests_field(orders: OrderTaker, frame: Any, expected: list[str]) -> None:
+    parent = finished(orders, story("a dog", "a cat"))
+    request = pb.RedoFrameRequest(story_id="parent", frame_index=1, request_id="?", frame=frame)
+    with pytest.raises(StoryError) as caught:
+        asyncio.run(orders.redone_frame(TENANT, request, parent))
+    assert paths(caught.value) == [*expected, "request_id"]
+
+
+def test_what_is_wrong_with_the_parent_is_told_of_its_id(orders: OrderTaker) -> None:
+    """As when another model is served by now."""
+    parent = finished(orders, story("a dog"))
+    parent.story.settings.model = "gone"
+    with pytest.raises(StoryError) as caught:
+        asyncio.run(orders.extension(TENANT, pb.ExtendStoryRequest(frames=[{"prompt": "a cat"}]), parent))
+    assert paths(caught.value) == ["story_id"]
+    assert caught.value.violations[0].message.startswith("settings.model of that story: is not served here")

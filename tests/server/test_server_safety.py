@@ -50,22 +50,23 @@ def test_block_refuses_every_bad_field(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_flag_lets_through_and_tells() -> None:
-    decision = Safety("flag", [NoDragons()]).check_prompts(TEXTS, "story-1")
-    assert decision.allowed
-    assert decision.flags == ("no-dragons:dragon",)
+    found = Safety("flag", [NoDragons()]).check_prompts(TEXTS, "story-1")
+    assert found.keys() == TEXTS.keys()
+    assert [path for path, flags in found.items() if flags == ("no-dragons:dragon",)] == ["story.frames[0].prompt"]
 
 
 def test_off_asks_nobody() -> None:
     safety = Safety("off", [NoDragons()])
     assert not safety.on
-    assert safety.check_prompts({"p": "phoenix and dragon"}, "s").flags == ()
+    assert safety.check_prompts({"p": "phoenix and dragon"}, "s") == {"p": ()}
     assert safety.check_picture(RED, "story.frames[0]", "s").allowed
 
 
 @pytest.mark.parametrize(("mode", "allowed"), [("flag", True), ("block", False)])
 def test_pictures_are_decided_on(mode: Any, allowed: bool) -> None:
     safety = Safety(mode, [NoDragons()])
-    assert safety.check_picture(GREY, "story.frames[0]", "s") == safety.check_prompts({"p": "fine"}, "s")
+    assert safety.check_prompts({"p": "fine"}, "s") == {"p": ()}
+    assert safety.check_picture(GREY, "story.frames[0]", "s").flags == ()
     decision = safety.check_picture(RED, "story.frames[0]", "s")
     assert (decision.allowed, decision.flags) == (allowed, ("no-dragons:red",))
 
@@ -78,7 +79,7 @@ def test_a_check_that_fails_blocks_when_blocking_and_is_logged_when_flagging(cap
     with pytest.raises(StoryError):
         blocking.check_picture(np.zeros_like(GREY), "story.frames[0]", "s")
     caplog.clear()
-    assert flagging.check_prompts({"p": "a phoenix"}, "s").flags == ()
+    assert flagging.check_prompts({"p": "a phoenix"}, "s") == {"p": ()}
     (record,) = caplog.records
     assert record.message == "safety check failed"
     told = record.storyloom_fields  # type: ignore[attr-defined]

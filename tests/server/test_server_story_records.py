@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,17 @@ def catalog(tiny_package: Path) -> ModelCatalog:
     return ModelCatalog.load([tiny_package])
 
 
-def accepted(catalog: ModelCatalog, asked: story_pb2.Story, reused: frozenset[int] = frozenset()) -> AcceptedStory:
+def accepted(
+    catalog: ModelCatalog,
+    asked: story_pb2.Story,
+    reused: frozenset[int] = frozenset(),
+    prompt_flags: Mapping[int, str] | None = None,
+) -> AcceptedStory:
     plan = plan_story(asked, catalog)
     assert isinstance(plan, StoryPlan)
-    return AcceptedStory("id", "tenant", plan, Scheduling(), accepted_at=1000.0, reused=reused)
+    return AcceptedStory(
+        "id", "tenant", plan, Scheduling(), accepted_at=1000.0, reused=reused, prompt_flags=prompt_flags or {}
+    )
 
 
 @given(
@@ -41,17 +49,23 @@ def accepted(catalog: ModelCatalog, asked: story_pb2.Story, reused: frozenset[in
     seed=st.none() | st.integers(0, 2**64 - 1),
     steps=st.integers(1, 9),
     reused=st.frozensets(st.integers(0, 19)),
+    flags=st.dictionaries(st.integers(0, 19), st.sampled_from(["words:x", "words:x, own:y"])),
 )
 def test_a_stored_request_gives_the_same_plan_again(
-    catalog: ModelCatalog, prompts: list[str], seed: int | None, steps: int, reused: frozenset[int]
+    catalog: ModelCatalog,
+    prompts: list[str],
+    seed: int | None,
+    steps: int,
+    reused: frozenset[int],
+    flags: dict[int, str],
 ) -> None:
     """Also where the request left the seed to the server: what was drawn is stored."""
     asked = story(*prompts, steps=steps, seed=seed)
     asked.characters.add(name="mia", description="a girl")
     taken = frozenset(index for index in reused if index < len(prompts) - 1)
-    before = accepted(catalog, asked, taken)
-    complete, frames = read_request(stored_request(before))
-    assert frames == taken
+    before = accepted(catalog, asked, taken, flags)
+    complete, frames, prompt_flags = read_request(stored_request(before))
+    assert (frames, prompt_flags) == (taken, flags)
     after = plan_story(complete, catalog)
     assert after == before.plan
     assert replace(before, plan=after).windows == before.windows

@@ -14,7 +14,7 @@ from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.tenants import digest, new_token
 from tests.server.serving import ServerProcess, error_details, serving, story, wait_until
 
-HEAVY, LIGHT, RARE = new_token(), new_token(), new_token()
+HEAVY, LIGHT, RARE, RARE_TOO = new_token(), new_token(), new_token(), new_token()
 FILE = f"""
 tenants:
   heavy:
@@ -29,6 +29,9 @@ tenants:
   rare:
     limits: {{stories_per_minute: 6}}
     tokens: [{digest(RARE)}]
+  rare-too:
+    limits: {{stories_per_minute: 6}}
+    tokens: [{digest(RARE_TOO)}]
 """
 LONG = 100
 
@@ -193,6 +196,14 @@ def test_the_rate_of_stories_is_limited(channel: grpc.Channel, heavy: Tenant) ->
         rare.create("a dog")
     assert 0 < details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
     assert heavy.create("a dog")
+
+
+def test_a_repeated_request_is_no_further_story_for_the_rate(channel: grpc.Channel) -> None:
+    rare = Tenant(channel, RARE_TOO)
+    made = {rare.create("a dog", request_id="again") for _ in range(3)}
+    assert len(made) == 1
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STORIES"):
+        rare.create("a dog", request_id="another")
 
 
 def test_weights_share_the_device(heavy: Tenant, light: Tenant) -> None:

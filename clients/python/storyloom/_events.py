@@ -106,7 +106,8 @@ class FrameDone(_Event):
     :ivar prompt: the text that the model was given, with descriptions filled in.
     :ivar reused: taken over from the story that this one extends or redoes a frame of.
     :ivar finished_seconds: from the story's acceptance to this picture.
-    :ivar safety_flag: what the server's check of pictures found; empty for nothing, or where there is no check.
+    :ivar safety_flag: what the server's checks found in the frame's prompt and picture; empty for nothing, or where
+        there is no check.
     """
 
     frame_index: int

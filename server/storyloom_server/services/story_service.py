@@ -10,7 +10,6 @@ import grpc
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom.v1 import story_service_pb2_grpc
 from storyloom_server import errors
-from storyloom_server.access import Gate
 from storyloom_server.authentication import current_tenant
 from storyloom_server.desk import Desk
 from storyloom_server.logs import fields
@@ -38,14 +37,12 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     """Stories in, events out.
 
     Args:
-        gate: counts stories against their tenants' rates.
         orders: checks what they ask for.
         desk: accepts stories and knows them all.
         metrics: counts refusals, and what clients wait for.
     """
 
-    def __init__(self, gate: Gate, orders: OrderTaker, desk: Desk, metrics: Metrics) -> None:
-        self._gate = gate
+    def __init__(self, orders: OrderTaker, desk: Desk, metrics: Metrics) -> None:
         self._orders = orders
         self._desk = desk
         self._metrics = metrics
@@ -132,7 +129,6 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Has an order accepted, and returns the story's id. A refusal is counted."""
         tenant = current_tenant()
         try:
-            self._gate.count_story(tenant)
             return await self._desk.accept(tenant, await order(tenant), tuple(context.invocation_metadata() or ()))
         except (errors.StoryError, StoreError) as error:
             refusal = error if isinstance(error, errors.StoryError) else errors.from_store(error, tenant.name)
