@@ -39,6 +39,9 @@ _CAST = (
 )
 _DONE, _CANCELLED, _FAILED = pb.STORY_STATE_FINISHED, pb.STORY_STATE_CANCELLED, pb.STORY_STATE_FAILED
 _WORKERS = 16
+# What the server holds of memory, threads and connections follows from the most stories that it had at once: at first
+# so many clients come that all workers are busy.
+_RUSH_SECONDS, _RUSH = 60.0, 5.0
 # Three minutes, so that the store is swept every 45 seconds and holds as much as it ever will after four minutes, which
 # is before the first samples that count: those of the second sixth of the time.
 _RETENTION_HOURS = 0.05
@@ -61,13 +64,13 @@ def whole(channel: grpc.Channel, draw: random.Random) -> bool:
 
 
 def cancelled(channel: grpc.Channel, draw: random.Random) -> bool:
-    story_id = until_step(generate(channel, random_story(draw, steps=50)))
+    story_id = until_step(generate(channel, random_story(draw, steps=100)))
     stories(channel).CancelStory(pb.CancelStoryRequest(story_id=story_id), timeout=60)
     return ended(channel, story_id).state == _CANCELLED
 
 
 def abandoned(channel: grpc.Channel, draw: random.Random) -> bool:
-    call = generate(channel, random_story(draw, steps=50), on_disconnect=pb.DISCONNECT_POLICY_CANCEL)
+    call = generate(channel, random_story(draw, steps=100), on_disconnect=pb.DISCONNECT_POLICY_CANCEL)
     story_id = until_step(call)
     call.cancel()
     return ended(channel, story_id).state == _CANCELLED
@@ -153,7 +156,7 @@ KINDS: Sequence[tuple[Callable[[grpc.Channel, random.Random], bool], int]] = (
 
 
 class Traffic:
-    """Sends stories at random times until ``seconds`` are over; ``counts`` are outcomes by kind."""
+    """Sends stories at random times until ``seconds`` are over, after a rush; ``counts`` are outcomes by kind."""
 
     def __init__(self, address: str, rate: float, seed: int) -> None:
         self._address = address
@@ -164,13 +167,15 @@ class Traffic:
         self.problems: list[str] = []
 
     def run(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
+        began = time.monotonic()
+        end = began + seconds
         kinds, weights = [kind for kind, _ in KINDS], [weight for _, weight in KINDS]
         with grpc.insecure_channel(self._address) as shared, ThreadPoolExecutor(_WORKERS) as pool:
             while (now := time.monotonic()) < end:
                 kind = self._draw.choices(kinds, weights)[0]
                 pool.submit(self._one, kind, self._draw.getrandbits(64), shared)
-                time.sleep(max(0.0, self._draw.expovariate(self._rate) - (time.monotonic() - now)))
+                rate = self._rate * (_RUSH if now < began + _RUSH_SECONDS else 1.0)
+                time.sleep(max(0.0, self._draw.expovariate(rate) - (time.monotonic() - now)))
 
     def _one(self, kind: Callable[[grpc.Channel, random.Random], bool], seed: int, shared: grpc.Channel) -> None:
         draw = random.Random(seed)  # noqa: S311

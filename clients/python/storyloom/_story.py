@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
 from pydantic import model_validator as _model_validator
@@ -174,8 +174,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class Story(_Model):
     """A cast and an ordered list of frames; one picture is made for each frame.
 
-    Strings do for characters and frames: ``Story.model_validate({"characters": {"mia": "a young woman"}, "frames":
-    ["{mia} is walking"]})``. Building one that makes no sense raises `pydantic.ValidationError` with all its faults.
+    Strings do for characters and frames: ``Story(characters={"mia": "a young woman"}, frames=["{mia} is
+    walking"])``. Building one that makes no sense raises `pydantic.ValidationError` with all its faults.
 
     :ivar title: for people; never used in generation.
     :ivar style: put in front of every frame's prompt, such as ``"a watercolour painting of"``.
@@ -189,6 +189,19 @@ class Story(_Model):
     frames: Annotated[tuple[Annotated[Frame, AfterValidator(_check_cast)], ...], AfterValidator(_check_any)]
     negative_prompt: str = ""
     settings: Settings = Settings()
+
+    if TYPE_CHECKING:  # What may be given is more than what is there afterwards.
+
+        def __init__(
+            self,
+            *,
+            frames: Sequence[Frame | str],
+            characters: Mapping[str, Character | str] = ...,
+            title: str = ...,
+            style: str = ...,
+            negative_prompt: str = ...,
+            settings: Settings = ...,
+        ) -> None: ...
 
     @property
     def captions(self) -> tuple[str, ...]:
