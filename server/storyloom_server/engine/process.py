@@ -20,9 +20,9 @@ from storyloom_server.scheduler import CostModel, MemoryModel
 
 log = logging.getLogger("storyloom.engine")
 
-# How often a thread of torch on the CPU looks whether the others are done before it sleeps. The default is 15 times that;
-# where there are more busy threads than cores, it so keeps a core from the very thread that it waits for. Measured on two
-# cores: a step takes as long as before with the cores to itself, and two thirds where it has to share them.
+# How often a thread of torch on the CPU looks whether the others are done before it sleeps. The default is 15 times
+# that; where there are more busy threads than cores, it so keeps a core from the very thread that it waits for.
+# Measured on two cores: a step takes as long as before with the cores to itself, and two thirds where it shares them.
 _SPIN_COUNT = "20000"
 
 
