@@ -68,8 +68,8 @@ def cost_model(options: EngineOptions) -> CostModel:
 
 def _prepare_torch(options: EngineOptions) -> None:
     """Sets what holds for the whole process. A backend without torch does not pay for its import."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
     if options.threads is not None:
         import torch
 
