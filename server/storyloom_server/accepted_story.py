@@ -31,6 +31,7 @@ class AcceptedStory:
         crashes: how often an engine or server died over it.
         sequence_reserved: clients may have seen event numbers up to this one.
         events: what is in the store.
+        looked: monotonic seconds at which the look at its references began and ended; None for a story taken up again.
     """
 
     story_id: str
@@ -44,6 +45,7 @@ class AcceptedStory:
     crashes: int = 0
     sequence_reserved: int = 0
     events: tuple[LoggedEvent, ...] = ()
+    looked: tuple[float, float] | None = None
 
     @property
     def windows(self) -> list[Window]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,20 @@ from typing import Any
 from storyloom.v1 import model_service_pb2, story_pb2
 from storyloom_model.manifest import NO_ADAPTER, Manifest
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_server.reference_pictures import MAX_REFERENCES
 from storyloom_server.setup_error import SetupError
 
 SOLVERS = {
     "ddim": story_pb2.SOLVER_DDIM,
     "euler": story_pb2.SOLVER_EULER,
     "unipc": story_pb2.SOLVER_UNIPC,
+}
+
+PARTS = {
+    "face": story_pb2.IDENTITY_PART_FACE,
+    "hair": story_pb2.IDENTITY_PART_HAIR,
+    "clothes": story_pb2.IDENTITY_PART_CLOTHES,
+    "body": story_pb2.IDENTITY_PART_BODY,
 }
 
 
@@ -64,8 +72,18 @@ class ServedModel:
         """The adapter of stories that name none."""
         return self.manifest.defaults.adapter or NO_ADAPTER
 
-    def describe(self, *, is_default: bool) -> model_service_pb2.Model:
-        """The model as clients see it."""
+    @property
+    def identity_adapters(self) -> Mapping[str, Sequence[str]]:
+        """Identity adapters that a story may name, beside "none", and the parts that each can take over."""
+        return {name: adapter.keeps for name, adapter in self.manifest.identity_adapters.items()}
+
+    @property
+    def default_identity_adapter(self) -> str:
+        """The identity adapter of stories that name none."""
+        return self.manifest.defaults.identity_adapter or NO_ADAPTER
+
+    def describe(self, *, is_default: bool, max_request_bytes: int) -> model_service_pb2.Model:
+        """The model as clients see it. ``max_request_bytes`` is the server's."""
         defaults, limits = self.manifest.defaults, self.manifest.limits
         return model_service_pb2.Model(
             name=self.name,
@@ -80,6 +98,7 @@ class ServedModel:
                 width=defaults.width,
                 height=defaults.height,
                 consistency=story_pb2.Consistency(enabled=True, adapter=self.default_adapter),
+                identity_adapter=self.default_identity_adapter,
             ),
             limits=model_service_pb2.Limits(
                 max_frames=limits.max_frames,
@@ -87,9 +106,15 @@ class ServedModel:
                 max_steps=limits.max_steps,
                 max_prompt_tokens=limits.max_prompt_tokens,
                 window_frames=limits.window_frames,
+                max_references=MAX_REFERENCES,
+                max_request_bytes=max_request_bytes,
             ),
             solvers=list(SOLVERS.values()),
             adapters=self.adapters,
+            identity_adapters=[
+                model_service_pb2.IdentityAdapter(name=name, keeps=[PARTS[part] for part in keeps])
+                for name, keeps in self.identity_adapters.items()
+            ],
         )
 
 
@@ -164,7 +189,3 @@ class ModelCatalog:
     def remove(self, model: ServedModel) -> None:
         """Serves a model no more."""
         self._models.remove(model)
-
-    def describe(self) -> Sequence[model_service_pb2.Model]:
-        """The models as clients see them."""
-        return [model.describe(is_default=model is self.default) for model in self._models]

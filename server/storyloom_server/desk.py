@@ -24,8 +24,20 @@ from storyloom_server.event_log import LoggedEvent
 from storyloom_server.logs import fields
 from storyloom_server.messages import Scheduling
 from storyloom_server.orders import Order
+from storyloom_server.references import References
 from storyloom_server.scheduler import Admission, Priority, Progress, Refused
-from storyloom_server.store import Event, NewStory, Quota, Store, Story, StoryState, journal, leases
+from storyloom_server.store import (
+    Event,
+    NewStory,
+    Quota,
+    Store,
+    Story,
+    StoryFeatures,
+    StoryState,
+    features,
+    journal,
+    leases,
+)
 from storyloom_server.store.errors import StoreError
 from storyloom_server.story_run import StoryRun, Workshop
 from storyloom_server.supervisor import EngineStatus, Supervisor
@@ -56,6 +68,7 @@ class Desk:
         gate: knows the tenants of adopted stories, and counts new ones against their tenants' rates.
         tracing: begins the trace of each story.
         admission: which stories may be accepted.
+        references: knows, or finds out, how characters with references look.
         keep_seconds: how long ended stories are kept.
     """
 
@@ -66,6 +79,7 @@ class Desk:
         gate: Gate,
         tracing: Tracing,
         admission: Admission,
+        references: References,
         keep_seconds: float,
     ) -> None:
         self._workshop = workshop
@@ -75,6 +89,7 @@ class Desk:
         self._gate = gate
         self._tracing = tracing
         self._admission = admission
+        self._references = references
         self._keep_seconds = keep_seconds
         self._runs: dict[str, StoryRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -110,11 +125,27 @@ class Desk:
         )
         self._admit(story, order)
         self._gate.count_story(tenant)
-        # Counted from here on, and started whether or not the caller is still there when it is stored.
+        # Counted from here on.
         self._accepting[story.story_id] = story
-        return await asyncio.shield(asyncio.ensure_future(self._store_and_start(story, order, tenant, metadata)))
+        try:
+            began = time.monotonic()
+            looks = await self._references.features_of(tenant.name, story.plan, order.sources, order.parent_id)
+            story = replace(story, plan=_with_features(story.plan, looks), looked=(began, time.monotonic()))
+            # Stored and started whether or not the caller is still there then.
+            storing = asyncio.ensure_future(self._store_and_start(story, looks, order, tenant, metadata))
+        except BaseException:
+            del self._accepting[story.story_id]
+            raise
+        return await asyncio.shield(storing)
 
-    async def _store_and_start(self, story: AcceptedStory, order: Order, tenant: Tenant, metadata: Metadata) -> str:
+    async def _store_and_start(
+        self,
+        story: AcceptedStory,
+        looks: tuple[StoryFeatures, ...],
+        order: Order,
+        tenant: Tenant,
+        metadata: Metadata,
+    ) -> str:
         new = NewStory(
             id=story.story_id,
             tenant=tenant.name,
@@ -127,6 +158,7 @@ class Desk:
             priority=order.priority,
             deadline_at=None if order.deadline_seconds is None else story.accepted_at + order.deadline_seconds,
             parent_id=order.parent_id or None,
+            features=looks,
         )
         quota = Quota(open_stories=tenant.limits.open_stories, size_bytes=tenant.limits.stored_bytes)
         try:
@@ -303,6 +335,8 @@ class Desk:
         plan = plan_story(request.story, self._catalog)
         if not isinstance(plan, StoryPlan):
             raise errors.invalid_story(plan)
+        if plan.wanted:
+            plan = _with_features(plan, await self._store.read(features.of_story, story.id))
         if story.crashes >= _DEATHS_TO_GIVE_UP:
             raise errors.engine_crashed(story.crashes)
         remaining = None if story.deadline_at is None else story.deadline_at - time.time()
@@ -354,6 +388,8 @@ class Desk:
     def _start(self, story: AcceptedStory, metadata: Metadata = ()) -> None:
         frames = len(story.plan.job.frames)
         trace = self._tracing.story(metadata, story.story_id, model=story.plan.model, frames=frames)
+        if story.plan.wanted and story.looked is not None:
+            trace.stage("references", *story.looked, characters=len(story.plan.wanted))
         run = self._runs[story.story_id] = StoryRun(story, self._workshop, trace, self.waiting)
         log.info(
             "story accepted",
@@ -373,6 +409,13 @@ class Desk:
             # A defect of ours. The story stays open in the store, and is adopted when its lease has run out.
             log.error("a story's run broke", exc_info=task.exception(), extra=fields(story_id=story_id))
             run.log.close(errors.story_moved())
+
+
+def _with_features(plan: StoryPlan, looks: Sequence[StoryFeatures]) -> StoryPlan:
+    try:
+        return plan.with_features(looks)
+    except KeyError as error:
+        raise errors.storage_damaged() from error
 
 
 def _scheduling(tenant: Tenant, priority: Priority, deadline_seconds: float | None) -> Scheduling:

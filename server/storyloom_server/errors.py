@@ -285,6 +285,35 @@ def engine_crashed(crashes: int) -> StoryError:
     )
 
 
+def references_crashed(crashes: int) -> StoryError:
+    """The engine process died again and again while it encoded the same references."""
+    return StoryError(
+        grpc.StatusCode.INTERNAL,
+        "ENGINE_CRASHED",
+        f"the engine process died {crashes} times while it encoded these references; send other pictures",
+        metadata={"crashes": str(crashes)},
+    )
+
+
+def references_outdated(story_id: str) -> StoryError:
+    """The model's encoders are others by now, and the pictures that the story was made with are not kept."""
+    return failed_precondition(
+        "REFERENCES_OUTDATED",
+        f"stories/{story_id}",
+        "the model's encoders have changed since this story was made; make it anew, with its references",
+    )
+
+
+def references_not_taken(model: str, others: Sequence[str]) -> StoryError:
+    """The model's package has identity adapters, and what runs it has no encoders for them."""
+    use = f"use {' or '.join(others)}" if others else "no model here does"
+    return failed_precondition(
+        "REFERENCES_NOT_TAKEN",
+        f"models/{model}",
+        f"{model} takes no references as it is run here; {use}, or set settings.identity_adapter to none",
+    )
+
+
 def story_moved() -> StoryError:
     """Another server has taken the story over."""
     return _unavailable(

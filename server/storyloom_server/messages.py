@@ -4,10 +4,11 @@ The engine's unit of work is the **job**: a story, or one window of a long one.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from storyloom_model.identity.features import Reference
 from storyloom_model.jobs import StoryJob
 from storyloom_server.scheduler import CostCoefficients, Priority
 
@@ -50,6 +51,15 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodeReferences:
+    """Say what is in these pictures of one character. ``job_id`` is as one of a job, for ``Cancel``."""
+
+    job_id: str
+    model: str
+    references: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Nobody wants this job any more. An unknown or finished id is no error."""
 
@@ -77,7 +87,7 @@ class Shutdown:
     """Leave now. Jobs that are still open are dropped."""
 
 
-ToEngine: TypeAlias = Submit | Cancel | LoadModel | UnloadModel | Shutdown
+ToEngine: TypeAlias = Submit | EncodeReferences | Cancel | LoadModel | UnloadModel | Shutdown
 
 
 # Engine to service
@@ -94,10 +104,13 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Every model is loaded and has made warm-up stories. ``coefficients``: what these cost."""
+    """Every model is loaded and has made warm-up stories. ``coefficients``: what these cost. ``encoders``: fingerprints
+    of the encoders of those models that take references.
+    """
 
     seconds: float
     coefficients: CostCoefficients
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +127,34 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """The answer to ``LoadModel``; ``error`` is empty if all is well."""
+    """The answer to ``LoadModel``; ``error`` is empty if all is well. ``encoders`` as in ``Ready``, "" for none."""
 
     name: str
+    seconds: float
+    error: str = ""
+    encoders: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencesBegun:
+    """References are being encoded: should the process die now, they may be the cause."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencesEncoded:
+    """The answer to ``EncodeReferences``.
+
+    ``features`` are ``IdentityFeatures.to_bytes()``; empty if there are ``problems``, or an ``error`` of the model's
+    own. ``problems`` and ``notes`` are by the reference's index. ``seconds`` of work, without waiting.
+    """
+
+    job_id: str
+    features: bytes
+    encoders: str
+    notes: tuple[tuple[int, str], ...]
+    problems: tuple[tuple[int, str], ...]
     seconds: float
     error: str = ""
 
@@ -235,7 +273,10 @@ class JobFailed:
 JobMessage: TypeAlias = (
     EncodingStarted | Stepped | Preview | Checkpoint | DecodingStarted | FrameDone | JobFinished | JobFailed
 )
-FromEngine: TypeAlias = Ready | StartFailed | Beat | ModelLoaded | QueueMoved | BatchStepped | JobMessage
+ReferenceMessage: TypeAlias = ReferencesBegun | ReferencesEncoded
+FromEngine: TypeAlias = (
+    Ready | StartFailed | Beat | ModelLoaded | QueueMoved | BatchStepped | ReferenceMessage | JobMessage
+)
 
 
 # Made on the service's side of the pipe

@@ -142,6 +142,14 @@ class Metrics:
         """The engine's highest use of device memory so far."""
         self._peak_bytes.set(peak_bytes)
 
+    def references_encoded(
+        self, outcome: Literal["encoded", "cached", "refused"], pictures: int, seconds: float | None = None
+    ) -> None:
+        """Reference pictures were encoded, found encoded, or of no use. ``seconds`` of the engine's work."""
+        self._references.labels(outcome).inc(pictures)
+        if seconds is not None:
+            self._reference_seconds.observe(seconds)
+
     # Server
 
     def store_written(self, seconds: float) -> None:
@@ -191,6 +199,12 @@ class Metrics:
         self._engine_up = self._gauge("engine_up", "1 while the engine takes work.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
         self._peak_bytes = self._gauge("peak_memory_bytes", "Highest use of device memory.")
+        self._references = self._counter(
+            "references", "Reference pictures, by what came of them: encoded, cached, refused.", ("outcome",)
+        )
+        self._reference_seconds = self._histogram(
+            "reference_encode_seconds", "The engine's time for one character's references.", _SHORT_SECONDS
+        )
 
     def _make_server(self) -> None:
         self._store_seconds = self._histogram("store_write_seconds", "Time of a durable write.", _SHORT_SECONDS)

@@ -14,9 +14,11 @@ from typing import TypeAlias
 
 from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
+from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server import errors
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
+from storyloom_server.references import References, Source
 from storyloom_server.request_paths import in_extension, in_redone_frame
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Priority
@@ -48,6 +50,7 @@ class Order:
         parent_id: the story whose frames are taken over.
         reused: indexes of the frames that are taken over, the same in both stories.
         prompt_flags: what the safety checks found in frames' texts and let through, by the frame's index.
+        sources: where the looks of characters come from that the parent does not have.
     """
 
     plan: StoryPlan
@@ -59,6 +62,7 @@ class Order:
     parent_id: str = ""
     reused: frozenset[int] = frozenset()
     prompt_flags: Mapping[int, str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
 
 
 class OrderTaker:
@@ -67,12 +71,14 @@ class OrderTaker:
     Args:
         catalog: the served models.
         characters: those that were made before.
+        references: checks pictures of others.
         safety: looks at prompts.
     """
 
-    def __init__(self, catalog: ModelCatalog, characters: Characters, safety: Safety) -> None:
+    def __init__(self, catalog: ModelCatalog, characters: Characters, references: References, safety: Safety) -> None:
         self._catalog = catalog
         self._characters = characters
+        self._references = references
         self._safety = safety
 
     async def new_story(
@@ -105,7 +111,7 @@ class OrderTaker:
         frames, characters = len(parent.story.frames), len(parent.story.characters)
         reused = frozenset(range(frames))
         try:
-            return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+            return await self._order(tenant, story, request, parent=parent, reused=reused)
         except errors.StoryError as error:
             raise errors.relocated(error, lambda each: in_extension(each, frames, characters)) from error
 
@@ -132,7 +138,7 @@ class OrderTaker:
         reused = frozenset(range(count)) - {index}
         sent = request.HasField("frame")
         try:
-            return await self._order(tenant, story, request, parent_id=parent.story_id, reused=reused)
+            return await self._order(tenant, story, request, parent=parent, reused=reused)
         except errors.StoryError as error:
             raise errors.relocated(error, lambda each: in_redone_frame(each, index, sent=sent)) from error
 
@@ -143,7 +149,7 @@ class OrderTaker:
         request: _Request,
         *,
         call_seconds: float | None = None,
-        parent_id: str = "",
+        parent: pb.StoryRecord | None = None,
         reused: frozenset[int] = frozenset(),
     ) -> Order:
         found = Findings()
@@ -152,6 +158,8 @@ class OrderTaker:
         priority = _priority(found, request.scheduling, tenant)
         complete = await self._characters.fill_in(story, tenant)
         plan = plan_story(complete, self._catalog)
+        known = 0 if parent is None else len(parent.story.characters)
+        sources = await self._sources(found, story, tenant, known)
         if not isinstance(plan, StoryPlan):
             raise errors.invalid_story([*plan, *found.violations])
         if found:
@@ -164,9 +172,10 @@ class OrderTaker:
             priority=priority,
             deadline_seconds=deadline_seconds,
             call_seconds=call_seconds,
-            parent_id=parent_id,
+            parent_id="" if parent is None else parent.story_id,
             reused=reused,
             prompt_flags=prompt_flags,
+            sources=sources,
         )
 
     def _prompt_flags(self, plan: StoryPlan) -> Mapping[int, str]:
@@ -176,6 +185,14 @@ class OrderTaker:
         found = self._safety.check_prompts({**prompts, negative: plan.job.negative_prompt}, story_id="")
         flags = [", ".join(dict.fromkeys((*found[path], *found[negative]))) for path in prompts]
         return {index: flag for index, flag in enumerate(flags) if flag}
+
+    async def _sources(self, found: Findings, story: story_pb2.Story, tenant: Tenant, known: int) -> tuple[Source, ...]:
+        """Where the looks come from of all characters but the first ``known``, which the parent has."""
+        model = self._catalog.find(story.settings.model) or self._catalog.default
+        if not model.identity_adapters or story.settings.identity_adapter == NO_ADAPTER:
+            return ()
+        characters = story.characters[: model.manifest.limits.max_characters]
+        return await self._references.sources(found, characters, tenant.name, first=known)
 
 
 def _check_request_id(found: Findings, request_id: str) -> None:

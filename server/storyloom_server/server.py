@@ -37,6 +37,7 @@ from storyloom_server.operations import Operations
 from storyloom_server.options import ServerOptions
 from storyloom_server.orders import OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.references import References
 from storyloom_server.scheduler import Admission, Limits
 from storyloom_server.services.character_service import CharacterService
 from storyloom_server.services.model_service import ModelService
@@ -111,7 +112,11 @@ class StoryServer:
             checkpoint_interval=options.checkpoint_steps,
             checkpoint_seconds=options.checkpoint_seconds,
         )
-        self._desk = Desk(workshop, catalog, gate, operations.tracing, _admission(options), _keep_seconds(options))
+        limits = PictureLimits(options.max_request_mib, options.max_image_megapixels)
+        references = References(store, self._engine, metrics, limits, safety)
+        self._desk = Desk(
+            workshop, catalog, gate, operations.tracing, _admission(options), references, _keep_seconds(options)
+        )
         metrics.follow(in_flight=lambda: self._desk.working, queued=lambda: self._desk.waiting)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # The stubs lack it.
         self._serving_changed = asyncio.Event()
@@ -120,10 +125,10 @@ class StoryServer:
             interceptors=[*operations.interceptors, RequestDecoder()],
             options=[*operations.channel_options, *_CHANNEL_OPTIONS],
         )
-        characters = Characters(store, PictureLimits(options.max_request_mib, options.max_image_megapixels))
-        orders = OrderTaker(catalog, characters, safety)
+        characters = Characters(store, catalog, references)
+        orders = OrderTaker(catalog, characters, references, safety)
         stories = StoryService(orders, self._desk, metrics)
-        models = ModelService(gate, catalog, self._engine, self._desk)
+        models = ModelService(gate, catalog, self._engine, self._desk, round(options.max_request_mib * _MIB))
         story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)
         character_service_pb2_grpc.add_CharacterServiceServicer_to_server(CharacterService(characters), self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)

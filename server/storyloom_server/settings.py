@@ -15,7 +15,9 @@ _MIN_GUIDANCE, _MAX_GUIDANCE = 1.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
-    """Settings without gaps. ``adapter`` is "none" for the package's weights as they are."""
+    """Settings without gaps. ``adapter`` is "none" for the package's weights as they are, ``identity_adapter`` where
+    references are left aside.
+    """
 
     steps: int
     guidance_scale: float
@@ -26,6 +28,7 @@ class ResolvedSettings:
     cross_frame: bool
     adapter: str
     preview_interval: int
+    identity_adapter: str
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -39,6 +42,7 @@ class ResolvedSettings:
             seed=self.seed,
             consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
             preview_interval=self.preview_interval,
+            identity_adapter=self.identity_adapter,
         )
 
 
@@ -58,6 +62,7 @@ def resolve_settings(
         cross_frame=asked.consistency.enabled if asked.consistency.HasField("enabled") else True,
         adapter=_adapter(found, asked, model),
         preview_interval=_preview_interval(found, asked, steps),
+        identity_adapter=_identity_adapter(found, asked, model),
     )
 
 
@@ -108,6 +113,17 @@ def _adapter(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
             f"{model.name} has no such adapter; use one of {', '.join(model.adapters)} "
             f"({NO_ADAPTER} leaves the weights as they are)",
         )
+    return adapter
+
+
+def _identity_adapter(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
+    adapter = asked.identity_adapter or model.default_identity_adapter
+    known = (*model.identity_adapters, NO_ADAPTER)
+    if adapter not in known:
+        found.add(
+            f"{_PATH}.identity_adapter", f"{model.name} has no such identity adapter; use one of {', '.join(known)}"
+        )
+        return NO_ADAPTER
     return adapter
 
 

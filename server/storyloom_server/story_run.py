@@ -183,7 +183,10 @@ class StoryRun:
         if not self.story.events:
             plan = self.story.plan
             accepted = pb.StoryAccepted(
-                settings=plan.settings, queue_position=self._position, frame_seeds=plan.frame_seeds
+                settings=plan.settings,
+                queue_position=self._position,
+                frame_seeds=plan.frame_seeds,
+                reference_notes=plan.reference_notes,
             )
             await self._tell_durable(accepted=accepted)
 

@@ -10,7 +10,7 @@ import enum
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -19,6 +19,7 @@ from storyloom_server import messages
 from storyloom_server.engine.options import EngineOptions, ModelSpec
 from storyloom_server.engine_link import EngineLink
 from storyloom_server.logs import fields
+from storyloom_server.reference_calls import EngineGoneError, ReferenceCalls
 from storyloom_server.scheduler import CostModel
 
 log = logging.getLogger("storyloom.supervisor")
@@ -92,6 +93,8 @@ class Supervisor:
         self._jobs: dict[str, _Watched] = {}
         self._moved: dict[str, int] = {}  # Queue positions that are still to be told.
         self._loading: dict[str, asyncio.Future[float]] = {}
+        self._references = ReferenceCalls()
+        self._encoders: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._ready_since = 0.0
         self.restarts = 0
@@ -132,6 +135,27 @@ class Supervisor:
         if self._jobs.pop(job_id, None) is not None and self._link is not None:
             self._link.send(messages.Cancel(job_id))
 
+    @property
+    def encoders(self) -> Mapping[str, str]:
+        """Fingerprints of the encoders of those models that take references."""
+        return self._encoders
+
+    async def encode_references(self, ask: messages.EncodeReferences) -> messages.ReferencesEncoded:
+        """Has references encoded.
+
+        Raises:
+            EngineGoneError: there is no engine, or it died before it answered.
+        """
+        if self._link is None or self._status is not EngineStatus.READY:
+            raise EngineGoneError(suspect=False)
+        link = self._link
+        link.send(ask)
+        try:
+            return await self._references.wait(ask.job_id)
+        except asyncio.CancelledError:
+            link.send(messages.Cancel(ask.job_id))
+            raise
+
     async def load_model(self, spec: ModelSpec) -> float:
         """Loads a model, or warms it up again, and returns the seconds it took.
 
@@ -153,6 +177,7 @@ class Supervisor:
         """Forgets a model, in this engine process and in later ones."""
         remaining = tuple(model for model in self._options.models if model.name != name)
         self._options = replace(self._options, models=remaining)
+        self._encoders.pop(name, None)
         if self._link is not None:
             self._link.send(messages.UnloadModel(name))
 
@@ -164,6 +189,7 @@ class Supervisor:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        self._references.lose()
         self._lose_models("the engine was closed while it loaded the model")
         if self._link is not None:
             await self._link.close(politely=politely)
@@ -222,6 +248,7 @@ class Supervisor:
                     log.info("engine ready", extra=fields(seconds=round(message.seconds, 3)))
                     self._ready_since = time.monotonic()
                     self.coefficients = message.coefficients
+                    self._encoders = dict(message.encoders)
                     self._set_status(EngineStatus.READY)
                 case messages.StartFailed():
                     log.error("the engine cannot start: %s", message.message)
@@ -237,6 +264,8 @@ class Supervisor:
                     self._on_batch(message)
                     for stepped in message.by_job():
                         self._hand_over(stepped.job_id, stepped)
+                case messages.ReferencesBegun() | messages.ReferencesEncoded():
+                    self._references.hear(message)
                 case messages.Beat():
                     pass
                 case _:
@@ -269,12 +298,15 @@ class Supervisor:
         if message.error:
             answer.set_exception(ModelError(message.error))
         else:
+            if message.encoders:
+                self._encoders[message.name] = message.encoders
             answer.set_result(message.seconds)
 
     def _lose_jobs(self) -> None:
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
             job.sink(messages.EngineLost(suspect=job.left_queue))
+        self._references.lose()
         self._lose_models("the engine process died while it loaded the model")
 
     def _lose_models(self, why: str) -> None:

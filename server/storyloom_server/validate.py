@@ -6,14 +6,16 @@ reaches the engine. Lengths are checked before any text is looked at closely, so
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server.catalog import ModelCatalog, ServedModel
+from storyloom_server.identities import WantedIdentity, by_name, check_identities
 from storyloom_server.settings import ResolvedSettings, resolve_settings
+from storyloom_server.store import StoryFeatures
 from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text
 from storyloom_server.violations import Findings, Violation
 
@@ -25,7 +27,8 @@ class StoryPlan:
     """A story that passed every check.
 
     ``job`` has every frame; at most ``window_frames`` of them are made together, ``window_anchors`` finished ones
-    included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan.
+    included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan. It is
+    without the pictures of references; what these show comes with ``with_features``.
     """
 
     model: str
@@ -34,6 +37,22 @@ class StoryPlan:
     preview_interval: int
     window_frames: int
     window_anchors: int
+    wanted: tuple[WantedIdentity, ...] = ()
+    reference_notes: tuple[str, ...] = ()
+
+    def with_features(self, features: Sequence[StoryFeatures]) -> "StoryPlan":
+        """The plan with what is known of its characters' looks.
+
+        Raises:
+            KeyError: features of a character are missing.
+        """
+        if not self.wanted:
+            return self
+        known = by_name(features)
+        identities = tuple(each.with_features(known) for each in self.wanted)
+        job = replace(self.job, identities=identities, identity_adapter=self.settings.identity_adapter)
+        notes = tuple(f"{each.name}, {note}" for each in features for note in each.features.notes)
+        return replace(self, job=job, reference_notes=notes)
 
     @property
     def settings(self) -> pb.Settings:
@@ -70,9 +89,10 @@ def plan_story(
     cast = check_cast(found, story, model.manifest.limits.max_characters)
     composed = check_frames(found, story, cast, model)
     settings = resolve_settings(found, story.settings, model, choose_seed)
+    wanted = check_identities(found, story, model, catalog, settings.identity_adapter)
     if found:
         return found.violations
-    return _plan(story, model, settings, composed)
+    return replace(_plan(story, model, settings, composed), wanted=tuple(wanted))
 
 
 def _plan(
@@ -108,6 +128,10 @@ def _complete(story: pb.Story, settings: pb.Settings, seeds: Sequence[int]) -> p
     complete = pb.Story()
     complete.CopyFrom(story)
     complete.settings.CopyFrom(settings)
+    for character in complete.characters:
+        for reference in character.references:
+            reference.ClearField("picture")
+            reference.ClearField("mask")
     for frame, seed in zip(complete.frames, seeds, strict=True):
         frame.seed = seed
     return complete

@@ -1,10 +1,13 @@
 """One tiny model package for all server tests, and databases for those of the store."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from storyloom_model.package import MANIFEST_FILE
 from tests.model.tiny import build_tiny_package
 from tests.server.databases import PostgreSQL, postgresql
 
@@ -12,6 +15,23 @@ from tests.server.databases import PostgreSQL, postgresql
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_package(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def identity_package(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny package as one that takes references, for the null backend: the files are empty."""
+    folder = tmp_path_factory.mktemp("identity") / "identity"
+    shutil.copytree(tiny_package, folder)
+    file = folder / MANIFEST_FILE
+    manifest = yaml.safe_load(file.read_text())
+    manifest["name"] = "identity"
+    manifest["encoders"] = {"faces": "faces", "image": "image_encoder"}
+    manifest["identity_adapters"] = {"storynizor": {"file": "identity/storynizor.safetensors"}}
+    manifest["defaults"]["identity_adapter"] = "storynizor"
+    file.write_text(yaml.safe_dump(manifest))
+    (folder / "identity").mkdir()
+    (folder / "identity" / "storynizor.safetensors").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,15 @@
 ``raise-encode``, ``raise-step``, ``raise-decode`` and ``raise-preview`` raise there; ``diverge`` goes non-finite in the
 second step; ``die-encode``, ``die-step`` and ``die-decode`` kill the process, ``hang`` makes its second step last for
 ever; ``break-load`` in the folder's name keeps it from loading. STORYLOOM_TEST_STEP_SECONDS slows its steps down,
-STORYLOOM_TEST_LOAD_SECONDS its loading; steps of over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory.
+STORYLOOM_TEST_LOAD_SECONDS its loading; steps of over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory. A package
+whose manifest names encoders has a ``null_encoder``.
 """
 
 import json
 import os
 import signal
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
+from storyloom_model.package import MANIFEST_FILE
+from tests.server.null_encoder import NullEncoder
 
 
 @dataclass
@@ -41,9 +45,10 @@ class NullState:
 
 
 class NullBackend:
-    """Each frame's picture has one colour, made of its seed, its anchors and its steps."""
+    """Each frame's picture has one colour, made of its seed, its anchors, its characters' looks and its steps."""
 
-    def __init__(self, step_seconds: float) -> None:
+    def __init__(self, step_seconds: float, reference_encoder: NullEncoder | None = None) -> None:
+        self.reference_encoder = reference_encoder
         self._step_seconds = step_seconds
         self._memory_rows = int(os.environ.get("STORYLOOM_TEST_MEMORY_ROWS", "1000000"))
 
@@ -52,13 +57,16 @@ class NullBackend:
         if "break-load" in folder.name:
             raise OSError(f"there is no model in {folder}")
         time.sleep(float(os.environ.get("STORYLOOM_TEST_LOAD_SECONDS", "0")))
-        return cls(float(os.environ.get("STORYLOOM_TEST_STEP_SECONDS", "0")))
+        manifest = folder / MANIFEST_FILE
+        encodes = manifest.is_file() and "encoders:" in manifest.read_text()
+        return cls(float(os.environ.get("STORYLOOM_TEST_STEP_SECONDS", "0")), NullEncoder() if encodes else None)
 
     def encode(self, job: StoryJob) -> NullState:
         words = frozenset(word for frame in job.frames for word in frame.prompt.text.split())
         _misbehave("encode", words)
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
-        return NullState(job, words, [frame.seed + lent for frame in job.frames])
+        looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
+        return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])
 
     def step(self, states: Sequence[NullState]) -> None:
         time.sleep(self._step_seconds)

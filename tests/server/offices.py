@@ -14,6 +14,7 @@ from storyloom_server.desk import Desk
 from storyloom_server.metrics import Metrics
 from storyloom_server.orders import OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.references import References
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Admission
 from storyloom_server.store import Store, StoreOptions
@@ -37,11 +38,13 @@ class Office:
         self.encoders = ThreadPoolExecutor(1)
         self._catalog = ModelCatalog.load([model])
         safety, gate = Safety("off", []), Gate(None)
-        workshop = Workshop(self.store, engine, self.encoders, Metrics("test", ["tiny"]), safety, 5, 0.0)
+        metrics = Metrics("test", ["tiny"])
+        workshop = Workshop(self.store, engine, self.encoders, metrics, safety, 5, 0.0)
         admission = Admission(max_open=100, max_open_per_tenant=100, max_rows=48)
-        self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission, keep_seconds=3600.0)
-        characters = Characters(self.store, PictureLimits(4, 16))
-        self._orders = OrderTaker(self._catalog, characters, safety)
+        references = References(self.store, engine, metrics, PictureLimits(4, 16), safety)
+        self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission, references, keep_seconds=3600.0)
+        characters = Characters(self.store, self._catalog, references)
+        self._orders = OrderTaker(self._catalog, characters, references, safety)
 
     async def accept(self, prompt: str, steps: int) -> str:
         request = pb.CreateStoryRequest(story=story(prompt, steps=steps))

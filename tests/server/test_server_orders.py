@@ -15,12 +15,16 @@ from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
 from storyloom_server.errors import StoryError
+from storyloom_server.metrics import Metrics
 from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.references import References
 from storyloom_server.safety import ALLOWED, Safety, Verdict
 from storyloom_server.scheduler import Priority
 from storyloom_server.store import Store, StoreOptions
+from storyloom_server.supervisor import RestartPolicy, Supervisor
 from storyloom_server.tenants import Tenant
+from tests.server.engines import engine_options
 from tests.server.serving import story
 
 TENANT = Tenant("studio")
@@ -44,15 +48,27 @@ def catalog(tiny_package: Path) -> ModelCatalog:
 
 
 @pytest.fixture(scope="module")
-def characters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Characters]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     store = Store.open(StoreOptions(folder=tmp_path_factory.mktemp("state")))
-    yield Characters(store, PictureLimits(4, 16))
+    yield store
     asyncio.run(store.close())
 
 
 @pytest.fixture(scope="module")
-def orders(catalog: ModelCatalog, characters: Characters) -> OrderTaker:
-    return OrderTaker(catalog, characters, Safety("off", []))
+def references(store: Store) -> References:
+    """With an engine that is never started."""
+    engine = Supervisor(engine_options(), RestartPolicy())
+    return References(store, engine, Metrics("test", ["tiny"]), PictureLimits(4, 16), Safety("off", []))
+
+
+@pytest.fixture(scope="module")
+def characters(store: Store, catalog: ModelCatalog, references: References) -> Characters:
+    return Characters(store, catalog, references)
+
+
+@pytest.fixture(scope="module")
+def orders(catalog: ModelCatalog, characters: Characters, references: References) -> OrderTaker:
+    return OrderTaker(catalog, characters, references, Safety("off", []))
 
 
 def cast_story(*prompts: str) -> story_pb2.Story:
@@ -254,15 +270,17 @@ def test_kept_characters_are_filled_in_for_their_tenant_alone(orders: OrderTaker
     assert caught.value.reason == "CHARACTER_NOT_FOUND"
 
 
-def test_refused_prompts_are_told_by_their_fields(catalog: ModelCatalog, characters: Characters) -> None:
-    strict = OrderTaker(catalog, characters, Safety("block", [NoDragons()]))
+def test_refused_prompts_are_told_by_their_fields(
+    catalog: ModelCatalog, characters: Characters, references: References
+) -> None:
+    strict = OrderTaker(catalog, characters, references, Safety("block", [NoDragons()]))
     asked = story("a dog", "a dragon")
     asked.negative_prompt = "dragons"
     with pytest.raises(StoryError) as caught:
         new(strict, pb.CreateStoryRequest(story=asked))
     assert caught.value.reason == "SAFETY_BLOCKED"
     assert paths(caught.value) == ["story.frames[1].prompt", "story.negative_prompt"]
-    parent = finished(OrderTaker(catalog, characters, Safety("off", [])), asked)
+    parent = finished(OrderTaker(catalog, characters, references, Safety("off", [])), asked)
     more = pb.ExtendStoryRequest(story_id="parent", frames=[{"prompt": "a dragon"}])
     with pytest.raises(StoryError) as caught:
         asyncio.run(strict.extension(TENANT, more, parent))
@@ -271,7 +289,7 @@ def test_refused_prompts_are_told_by_their_fields(catalog: ModelCatalog, charact
 
 
 def test_flagged_prompts_are_told_of_the_frames_that_have_them(catalog: ModelCatalog, characters: Characters) -> None:
-    lenient = OrderTaker(catalog, characters, Safety("flag", [NoDragons()]))
+    lenient = OrderTaker(catalog, characters, references, Safety("flag", [NoDragons()]))
     asked = story("a dog", "a dragon")
     assert new(lenient, pb.CreateStoryRequest(story=asked)).prompt_flags == {1: "dragons:dragon"}
     asked.negative_prompt = "dragons"

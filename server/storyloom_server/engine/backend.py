@@ -3,12 +3,13 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storyloom_model.execution import ExecutionOptions
+from storyloom_model.identity.features import IdentityFeatures, Reference
 from storyloom_model.jobs import StoryJob
 from storyloom_model.package import read_manifest
 
@@ -82,6 +83,34 @@ class Backend(Protocol):
 
     def memory_bytes(self) -> int | None:
         """All of the device's memory; None where it is not counted."""
+
+
+class UnusableReferenceError(Exception):
+    """A reference shows nothing to go by. The message is for people: what is wrong, and what to do."""
+
+
+class ReferenceEncoder(Protocol):
+    """What says what is in pictures of a character."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these encoders from all others; features of two fingerprints do not mix."""
+
+    def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, Sequence[str]]:
+        """The features of one character's references, and notes on them for people.
+
+        Raises:
+            UnusableReferenceError: one of them is of no use.
+        """
+
+
+@runtime_checkable
+class TakesReferences(Protocol):
+    """A backend whose jobs may have identities."""
+
+    @property
+    def reference_encoder(self) -> ReferenceEncoder | None:
+        """None: the model package has no encoders."""
 
 
 def load_backend(name: str | None, folder: Path, device: str, execution: ExecutionOptions) -> Backend:

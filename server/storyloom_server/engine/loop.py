@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.pace import CheckpointPace
+from storyloom_server.engine.references import ReferenceQueue, fingerprint
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
@@ -96,6 +97,7 @@ class Engine:
         self._cost = cost
         self._memory = memory
         self._jobs: dict[str, _Job] = {}
+        self._references = ReferenceQueue(backends, self._tell)
         self._outgoing: list[messages.FromEngine] = []
         self._positions: dict[str, int] = {}
         self._last_sent = 0.0
@@ -111,8 +113,13 @@ class Engine:
         work: Work | None = None
         while not self._leaving:
             self._flush()
-            self._receive(0.0 if work is not None else self._scheduler.wait_seconds() or _BEAT_SECONDS)
+            busy = work is not None or self._references.waiting
+            self._receive(0.0 if busy else self._scheduler.wait_seconds() or _BEAT_SECONDS)
             self._fail_expired()
+            if self._references.begin_next():
+                # At once: should this one take the process down, the service knows that it was the turn of it.
+                self._flush()
+                self._references.encode_next()
             work = self._scheduler.next_work()
             self._do(work)
 
@@ -123,7 +130,10 @@ class Engine:
             match message:
                 case messages.Submit():
                     self._submit(message)
+                case messages.EncodeReferences():
+                    self._references.add(message)
                 case messages.Cancel():
+                    self._references.drop(message.job_id)
                     self._cancel(message.job_id)
                 case messages.LoadModel():
                     self._load_model(message)
@@ -171,7 +181,8 @@ class Engine:
         except Exception as error:
             log.exception("a model cannot be loaded", extra=fields(model=message.name))
             problem = f"{type(error).__name__}: {error}"
-        self._tell(messages.ModelLoaded(message.name, time.monotonic() - began, problem))
+        encoders = fingerprint(self._backends.get(message.name))
+        self._tell(messages.ModelLoaded(message.name, time.monotonic() - began, problem, encoders))
 
     def _do(self, work: Work | None) -> None:
         match work:

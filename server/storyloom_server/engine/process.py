@@ -16,6 +16,7 @@ from storyloom_server.engine.backend import Backend, load_backend, load_class
 from storyloom_server.engine.calibration import warm_up
 from storyloom_server.engine.loop import Engine, ServiceGoneError
 from storyloom_server.engine.options import EngineOptions
+from storyloom_server.engine.references import fingerprints
 from storyloom_server.scheduler import CostModel, MemoryModel
 
 log = logging.getLogger("storyloom.engine")
@@ -56,7 +57,7 @@ def run_engine(connection: Connection[Any, Any], options: EngineOptions) -> None
             cost,
             memory,
         )
-        engine.run(messages.Ready(time.monotonic() - started, cost.coefficients))
+        engine.run(messages.Ready(time.monotonic() - started, cost.coefficients, fingerprints(backends)))
     except ServiceGoneError:
         log.warning("the service process is gone; the engine leaves")
 

@@ -10,7 +10,8 @@ from storyloom_server.scheduler import StoryShape, StorySpec
 
 def compatibility_key(model: str, job: StoryJob) -> Hashable:
     """What jobs must share to take a step together."""
-    return (model, job.width, job.height, Manifest.adapter_key(job.adapter))
+    identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
+    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity)
 
 
 def story_shape(job: StoryJob) -> StoryShape:

@@ -31,20 +31,24 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         catalog: the served models, and where others are.
         engine: loads them.
         desk: knows which models open stories need.
+        max_request_bytes: of a message to this server.
     """
 
-    def __init__(self, gate: Gate, catalog: ModelCatalog, engine: Supervisor, desk: Desk) -> None:
+    def __init__(
+        self, gate: Gate, catalog: ModelCatalog, engine: Supervisor, desk: Desk, max_request_bytes: int
+    ) -> None:
         self._gate = gate
         self._catalog = catalog
         self._engine = engine
         self._desk = desk
+        self._max_request_bytes = max_request_bytes
         self._changing = asyncio.Lock()  # Held while the engine and the catalog come to agree on a model.
         self._begun: set[asyncio.Task[Any]] = set()
 
     @answered
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """The served models, the default one first."""
-        return pb.ListModelsResponse(models=self._catalog.describe())
+        return pb.ListModelsResponse(models=[self._describe(model) for model in self._catalog.models])
 
     @answered
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
@@ -118,4 +122,5 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return model
 
     def _describe(self, model: ServedModel) -> pb.Model:
-        return model.describe(is_default=model is self._catalog.default)
+        is_default = model is self._catalog.default
+        return model.describe(is_default=is_default, max_request_bytes=self._max_request_bytes)

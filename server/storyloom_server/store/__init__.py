@@ -1,9 +1,10 @@
 """What survives the process: stories, their events and pictures, and characters.
 
 ``store.Store`` is what the server holds. The operations are functions of a transaction: ``journal`` (the life of a
-story), ``leases`` (who works on it), ``characters``, ``quotas`` and ``cleanup``; ``retention`` decides what is deleted
-when. Below them are ``database`` (SQLite or PostgreSQL), ``schema`` with ``migrations`` for ``tables``, ``writer``
-(group commit), ``blobs`` and ``folder``. No gRPC and no torch here: payloads are bytes.
+story), ``leases`` (who works on it), ``characters``, ``features`` (what encoders made of their references), ``quotas``
+and ``cleanup``; ``retention`` decides what is deleted when. Below them are ``database`` (SQLite or PostgreSQL),
+``schema`` with ``migrations`` for ``tables``, ``writer`` (group commit), ``blobs`` and ``folder``. No gRPC and no torch
+here: payloads are bytes.
 
 What holds after the process was killed at any moment: an accepted story is in the database; so is an event that was
 stored, and its picture lies in blob storage, because it was written before; blobs without a row are collected later.
@@ -16,6 +17,7 @@ from storyloom_server.store.records import (
     ArtifactKind,
     Character,
     Event,
+    Features,
     NewCharacter,
     NewEvent,
     NewStory,
@@ -23,6 +25,7 @@ from storyloom_server.store.records import (
     Quota,
     Renewal,
     Story,
+    StoryFeatures,
     StoryState,
     Usage,
 )
@@ -35,6 +38,7 @@ __all__ = [
     "ArtifactKind",
     "Character",
     "Event",
+    "Features",
     "NewCharacter",
     "NewEvent",
     "NewStory",
@@ -46,6 +50,7 @@ __all__ = [
     "Store",
     "StoreOptions",
     "Story",
+    "StoryFeatures",
     "StoryState",
     "SweepReport",
     "Sweeper",

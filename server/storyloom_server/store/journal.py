@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Update, and_, bindparam, case, delete, func, insert, select, update
 
-from storyloom_server.store import quotas, tables
+from storyloom_server.store import features, quotas, tables
 from storyloom_server.store.database import Transaction, insert_new
 from storyloom_server.store.errors import NotFoundError, RequestMismatchError, SequenceError, StoryLostError
 from storyloom_server.store.paging import page
@@ -94,7 +94,7 @@ def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) 
         "crashes": 0,
         "sequence_reserved": 0,
         "cancel_requested": False,
-        "size_bytes": len(new.request),
+        "size_bytes": len(new.request) + sum(len(each.features.data) for each in new.features),
         "request": new.request,
     }
     if not insert_new(transaction.connection, tables.story, values):
@@ -102,6 +102,7 @@ def accept(transaction: Transaction, new: NewStory, quota: Quota | None = None) 
         existing = _accepted_before(transaction, new)
         if existing is not None:
             return existing
+    features.keep_with_story(transaction, new.id, new.tenant, new.features)
     return Accepted(_read(transaction, new.id), existing=False)
 
 

@@ -9,6 +9,7 @@ from storyloom_server.store.records import Quota, Usage
 
 _story = tables.story.c
 _character = tables.character.c
+_features = tables.features.c
 
 
 def usage(transaction: Transaction, tenant: str) -> Usage:
@@ -23,7 +24,14 @@ def usage(transaction: Transaction, tenant: str) -> Usage:
     characters = transaction.connection.execute(
         select(func.coalesce(func.sum(func.length(_character.payload)), 0)).where(_character.tenant == tenant)
     ).scalar_one()
-    return Usage(int(stories.size_bytes) + int(characters), stories.stories, stories.open_stories)
+    # Those of stories are in their sizes.
+    features = transaction.connection.execute(
+        select(func.coalesce(func.sum(_features.size_bytes), 0)).where(
+            _features.tenant == tenant, _features.character_id.is_not(None)
+        )
+    ).scalar_one()
+    size_bytes = int(stories.size_bytes) + int(characters) + int(features)
+    return Usage(size_bytes, stories.stories, stories.open_stories)
 
 
 def check(transaction: Transaction, tenant: str, quota: Quota) -> None:

@@ -35,6 +35,29 @@ class ArtifactKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """What encoders made of a character's references.
+
+    ``digest`` is of the pictures and ``encoders`` the fingerprint of what made ``data`` of them; ``notes`` are for
+    people.
+    """
+
+    digest: str
+    encoders: str
+    data: bytes
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoryFeatures:
+    """Features of a character of a story; ``blended``: those of the other character that is mixed in."""
+
+    name: str
+    blended: bool
+    features: Features
+
+
+@dataclass(frozen=True, slots=True)
 class NewStory:
     """A story to accept. ``request_digest`` tells two requests with one ``request_id`` apart."""
 
@@ -50,6 +73,7 @@ class NewStory:
     deadline_at: float | None = None
     expires_at: float | None = None
     parent_id: str | None = None
+    features: tuple[StoryFeatures, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,3 +106,27 @@ character = Table(
     Column("payload", LargeBinary, nullable=False),
     Index(None, "tenant", "created_at", "id"),
 )
+
+# What encoders made of references. A row belongs to a story or to a kept character, and goes with it: whoever deletes
+# one of them need not look for what others hold of the same pictures.
+features = Table(
+    "features",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("story_id", Text, ForeignKey("story.id", ondelete="CASCADE")),
+    Column("character_id", Text, ForeignKey("character.id", ondelete="CASCADE")),
+    # Of a story: the name of its character, and whether these are the looks that are mixed in.
+    Column("name", Text, nullable=False),
+    Column("blended", Boolean, nullable=False),
+    # The pictures that they were made of, and what made them.
+    Column("digest", Text, nullable=False),
+    Column("encoders", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # One note a line.
+    Column("notes", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index(None, "tenant", "digest", "encoders"),
+    Index(None, "story_id"),
+    Index(None, "character_id"),
+)

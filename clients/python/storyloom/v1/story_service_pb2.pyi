@@ -263,14 +263,16 @@ class GenerateStoryResponse(_message.Message):
     def __init__(self, story_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[StoryAccepted, _Mapping[str, object]]] = ..., progress: _Optional[_Union[StoryProgress, _Mapping[str, object]]] = ..., preview: _Optional[_Union[FramePreview, _Mapping[str, object]]] = ..., frame: _Optional[_Union[FrameResult, _Mapping[str, object]]] = ..., done: _Optional[_Union[StoryDone, _Mapping[str, object]]] = ...) -> None: ...
 
 class StoryAccepted(_message.Message):
-    __slots__ = ("settings", "queue_position", "frame_seeds")
+    __slots__ = ("settings", "queue_position", "frame_seeds", "reference_notes")
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     FRAME_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_NOTES_FIELD_NUMBER: _ClassVar[int]
     settings: _story_pb2.Settings
     queue_position: int
     frame_seeds: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, settings: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., queue_position: _Optional[int] = ..., frame_seeds: _Optional[_Iterable[int]] = ...) -> None: ...
+    reference_notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, settings: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., queue_position: _Optional[int] = ..., frame_seeds: _Optional[_Iterable[int]] = ..., reference_notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StoryProgress(_message.Message):
     __slots__ = ("stage", "step", "steps", "queue_position")

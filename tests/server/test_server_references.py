@@ -1,0 +1,258 @@
+"""References through a real server: who is taken, who is refused and why, and what outlives the pictures."""
+
+import io
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from storyloom.v1 import character_service_pb2 as characters_pb
+from storyloom.v1 import character_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc, story_pb2
+from storyloom.v1 import story_service_pb2 as pb
+from tests.server.null_encoder import BLACK, BLUE, RED, WHITE
+from tests.server.serving import (
+    ServerProcess,
+    create,
+    ended,
+    error_details,
+    generate,
+    record,
+    serving,
+    stories,
+    until_step,
+    wait_until,
+)
+
+GREEN, PINK = (0, 128, 0), (255, 128, 128)
+SLOW = {"STORYLOOM_TEST_STEP_SECONDS": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def server(identity_package: Path, tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Serves a model that takes references, and one that takes none."""
+    folder = tmp_path_factory.mktemp("references")
+    with serving(folder, identity_package, "--model", str(tiny_package), "--metrics-port", "0") as running:
+        yield running
+
+
+@pytest.fixture
+def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
+
+
+def picture(colour: Any = GREEN, size: tuple[int, int] = (64, 48), form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def cast_story(*pictures: bytes, steps: int = 4, frames: int = 2, **fields: Any) -> story_pb2.Story:
+    """Mia with these references."""
+    references = [story_pb2.Reference(picture=each) for each in pictures]
+    return story_pb2.Story(
+        characters=[story_pb2.Character(name="mia", description="a girl", references=references, **fields)],
+        frames=[story_pb2.Frame(prompt="{mia} walks")] * frames,
+        settings=story_pb2.Settings(steps=steps, seed=7),
+    )
+
+
+def keep(channel: grpc.Channel, *pictures: bytes, **fields: Any) -> characters_pb.CharacterRecord:
+    asked = characters_pb.CreateCharacterRequest(name="mia", description="a girl", references=pictures, **fields)
+    stub: Any = character_service_pb2_grpc.CharacterServiceStub(channel)
+    kept: characters_pb.CharacterRecord = stub.CreateCharacter(asked, timeout=60).character
+    return kept
+
+
+def pictures_of(events: Sequence[Any]) -> list[bytes]:
+    """What was made, without the file's metadata."""
+    frames = [event.frame for event in events if event.WhichOneof("event") == "frame"]
+    return [np.asarray(Image.open(io.BytesIO(frame.image.png))).tobytes() for frame in frames]
+
+
+def made(channel: grpc.Channel, asked: story_pb2.Story, **fields: Any) -> list[bytes]:
+    return pictures_of(list(generate(channel, asked, **fields)))
+
+
+def refusal(channel: grpc.Channel, asked: story_pb2.Story) -> tuple[grpc.StatusCode, dict[str, str]]:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(generate(channel, asked))
+    details = error_details(caught.value)
+    found = details["BadRequest"].field_violations if "BadRequest" in details else ()
+    return caught.value.code(), {violation.field: violation.description for violation in found}
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """A counter, from the log of nobody: the server's own exposition."""
+    raise NotImplementedError
+
+
+def test_references_change_the_pictures_and_nothing_else_does(channel: grpc.Channel) -> None:
+    plain = made(channel, cast_story())
+    green, pink = made(channel, cast_story(picture(GREEN))), made(channel, cast_story(picture(PINK)))
+    assert len({plain[0], green[0], pink[0]}) == 3
+    assert made(channel, cast_story(picture(GREEN))) == green
+    aside = cast_story(picture(GREEN))
+    aside.settings.identity_adapter = "none"
+    assert made(channel, aside) == plain
+
+
+def test_options_of_an_identity_reach_the_model(channel: grpc.Channel) -> None:
+    other = keep(channel, picture(PINK))
+    blend = story_pb2.IdentityBlend(character_id=other.character_id, weight=0.25)
+    options = [
+        story_pb2.IdentityOptions(),
+        story_pb2.IdentityOptions(scale=0.5),
+        story_pb2.IdentityOptions(keep=[story_pb2.IDENTITY_PART_FACE]),
+        story_pb2.IdentityOptions(blend=blend),
+    ]
+    assert len({made(channel, cast_story(picture(), identity=each))[0] for each in options}) == len(options)
+    masked = cast_story(picture())
+    masked.characters[0].references[0].mask = picture(WHITE)
+    clothes = cast_story(picture())
+    clothes.characters[0].references[0].role = story_pb2.REFERENCE_ROLE_CLOTHES
+    assert len({made(channel, each)[0] for each in (cast_story(picture()), masked, clothes)}) == 3
+
+
+def test_every_bad_reference_is_told(channel: grpc.Channel) -> None:
+    code, found = refusal(channel, cast_story(picture(), picture(RED), picture(BLUE), picture(RED)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert found.keys() == {"story.characters[0].references[1]", "story.characters[0].references[3]"}
+    assert "no face was found" in found["story.characters[0].references[1]"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is not a PNG, JPEG or WebP file"),
+        (picture(form="GIF"), "is not a PNG, JPEG or WebP file"),
+        (picture()[:60], "damaged or cut off"),
+        (picture(size=(20_000, 20_000), form="PNG"), "megapixels are allowed"),
+        (
+            picture(form="PNG", save_all=True, append_images=[Image.new("RGB", (64, 48), RED)]),
+            "is animated",
+        ),
+        (picture(size=(8, 8)), "16 are needed"),
+        (picture(RED), "no face was found"),
+    ],
+    ids=["empty", "text", "gif", "cut", "bomb", "animated", "tiny", "faceless"],
+)
+def test_bad_pictures_are_refused(channel: grpc.Channel, data: bytes, told: str) -> None:
+    code, found = refusal(channel, cast_story(data))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert told in found["story.characters[0].references[0]"]
+
+
+def test_odd_pictures_are_read_as_people_see_them(channel: grpc.Channel) -> None:
+    """CMYK, 16 bits a channel, palettes and pictures that EXIF turns; the encoder sees upright RGB."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep, palette, cmyk = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((48, 64), 40_000, np.uint16)).save(deep, "PNG")
+    Image.new("RGB", (64, 48), GREEN).convert("P").save(palette, "PNG")
+    Image.new("CMYK", (64, 48), (100, 0, 100, 50)).save(cmyk, "JPEG")
+    for data in (deep.getvalue(), palette.getvalue(), cmyk.getvalue()):
+        assert made(channel, cast_story(data)) != made(channel, cast_story())
+    turned, upright = picture(form="JPEG", exif=exif), picture(size=(48, 64), form="JPEG")
+    mask = picture(WHITE, size=(48, 64))
+    asked = [cast_story(turned), cast_story(upright)]
+    for each in asked:  # The mask fits what people see.
+        each.characters[0].references[0].mask = mask
+    assert made(channel, asked[0]) == made(channel, asked[1])
+
+
+def test_bad_options_are_refused_all_at_once(channel: grpc.Channel) -> None:
+    identity = story_pb2.IdentityOptions(
+        scale=float("nan"),
+        keep=[99],  # type: ignore[list-item]
+        blend=story_pb2.IdentityBlend(character_id=keep(channel).character_id, weight=2),
+    )
+    asked = cast_story(b"hello", identity=identity)
+    asked.characters[0].references[0].role = 77  # type: ignore[assignment]
+    asked.characters.add(name="bo", description="a man", identity=story_pb2.IdentityOptions(scale=1))
+    asked.characters.add(name="ann", description="a woman").references.extend([story_pb2.Reference()] * 9)
+    code, found = refusal(channel, asked)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert found.keys() >= {
+        "story.characters[0].references[0]",
+        "story.characters[0].references[0].role",
+        "story.characters[0].identity.scale",
+        "story.characters[0].identity.keep[0]",
+        "story.characters[0].identity.blend.weight",
+        "story.characters[0].identity.blend.character_id",
+        "story.characters[1].identity",
+        "story.characters[2].references",
+    }
+    masked = cast_story(picture(), picture())
+    masked.characters[0].references[0].mask = picture(WHITE, size=(32, 32))
+    masked.characters[0].references[1].mask = picture(BLACK)
+    masked.settings.identity_adapter = "nobody"
+    code, found = refusal(channel, masked)
+    assert "make it the size of the picture" in found["story.characters[0].references[0].mask"]
+    assert "black all over" in found["story.characters[0].references[1].mask"]
+    assert "use one of storynizor, none" in found["story.settings.identity_adapter"]
+
+
+def test_models_without_encoders_name_those_that_have_them(channel: grpc.Channel) -> None:
+    asked = cast_story(picture())
+    asked.settings.model = "tiny"
+    code, found = refusal(channel, asked)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "tiny takes no references; use identity" in found["story.characters[0].references"]
+    asked.settings.identity_adapter = "none"
+    assert made(channel, asked)
+
+
+def test_models_tell_what_they_take(channel: grpc.Channel) -> None:
+    stub: Any = model_service_pb2_grpc.ModelServiceStub(channel)
+    takes, takes_not = stub.ListModels(model_service_pb2.ListModelsRequest(), timeout=30).models
+    assert [adapter.name for adapter in takes.identity_adapters] == ["storynizor"]
+    assert story_pb2.IDENTITY_PART_FACE in takes.identity_adapters[0].keeps
+    assert takes.defaults.identity_adapter == "storynizor"
+    assert (takes.limits.max_references, takes.limits.max_request_bytes) == (8, 4 * 1024 * 1024)
+    assert (list(takes_not.identity_adapters), takes_not.defaults.identity_adapter) == ([], "none")
+
+
+def test_records_hold_no_pictures(channel: grpc.Channel) -> None:
+    asked = cast_story(picture(), picture(BLUE))
+    asked.characters[0].identity.scale = 0.5
+    events = list(generate(channel, asked))
+    assert list(events[0].accepted.reference_notes) == ["mia, reference 2: 3 faces; the largest was taken"]
+    assert events[0].accepted.settings.identity_adapter == "storynizor"
+    kept = record(channel, events[0].story_id).story.characters[0]
+    assert [reference.picture for reference in kept.references] == [b"", b""]
+    assert kept.identity.scale == 0.5
+
+
+def test_a_kept_character_is_encoded_once(identity_package: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, identity_package) as server, grpc.insecure_channel(server.address) as channel:
+        kept = keep(channel, picture(BLUE), reference_pictures=[story_pb2.Reference(picture=picture(), mask=picture(WHITE))])
+        assert (kept.references, kept.references_encoded) == (2, True)
+        assert list(kept.reference_notes) == ["reference 1: 3 faces; the largest was taken"]
+        asked = cast_story()
+        asked.characters[0].character_id = kept.character_id
+        first = list(generate(channel, asked))
+        # An encoder would kill the engine for it; but it is the same as the character's.
+        assert made(channel, asked) == pictures_of(first)
+        same = cast_story(picture(BLUE), picture())
+        same.characters[0].references[1].mask = picture(WHITE)
+        assert made(channel, same) == pictures_of(first)
+        # The story needs the character no more, nor does what follows from it.
+        stub: Any = character_service_pb2_grpc.CharacterServiceStub(channel)
+        stub.DeleteCharacter(characters_pb.DeleteCharacterRequest(character_id=kept.character_id), timeout=30)
+        redo = pb.RedoFrameRequest(story_id=first[0].story_id, frame_index=1, seed=record(channel, first[0].story_id).story.frames[1].seed)
+        redone = ended(channel, stories(channel).RedoFrame(redo, timeout=30).story.story_id)
+        assert redone.state == pb.STORY_STATE_FINISHED
+        extend = pb.ExtendStoryRequest(story_id=first[0].story_id, frames=[story_pb2.Frame(prompt="{mia} sits")])
+        longer = ended(channel, stories(channel).ExtendStory(extend, timeout=30).story.story_id)
+        assert len(longer.frames) == 3
+        refused = cast_story()
+        refused.characters[0].character_id = kept.character_id
+        assert refusal(channel, refused)[0] is grpc.StatusCode.NOT_FOUND
