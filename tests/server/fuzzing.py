@@ -93,7 +93,7 @@ def random_picture(draw: random.Random) -> bytes:
     if kind == 0:
         return sound
     if kind == 1:
-        return _png_that_claims(draw.choice((1, 60_000, 2**31 - 1)), draw.choice((1, 60_000, 2**31 - 1)))
+        return png_that_claims(draw.choice((1, 60_000, 2**31 - 1)), draw.choice((1, 60_000, 2**31 - 1)))
     if kind == 2:
         return draw.randbytes(draw.randrange(400))
     return mutated(draw, sound)
@@ -110,7 +110,7 @@ def _sound_picture(draw: random.Random) -> bytes:
     return file.getvalue()
 
 
-def _png_that_claims(width: int, height: int) -> bytes:
+def png_that_claims(width: int, height: int) -> bytes:
     """A PNG file of a few bytes whose header promises a picture of this size."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))

@@ -41,4 +41,4 @@ class NullEncoder:
         if first == WHITE:
             time.sleep(float(os.environ.get("STORYLOOM_TEST_ENCODE_SECONDS", "0")))
         mask = np.asarray(Image.open(io.BytesIO(reference.mask))).mean() if reference.mask else 0.0
-        return ReferenceFeatures(reference.role, np.array([*picture.mean((0, 1)), mask], np.float32))
+        return ReferenceFeatures(reference.role, np.array([*picture.mean((0, 1)), mask]).round().astype(np.float32))

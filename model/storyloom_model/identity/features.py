@@ -16,6 +16,7 @@ Array: TypeAlias = NDArray[Any]
 Role = Literal["character", "clothes"]
 
 FORMAT = "1"
+_METADATA = "features"
 
 
 class FeaturesError(ValueError):
@@ -68,8 +69,9 @@ class IdentityFeatures:
         for index, reference in enumerate(self.references):
             values = {name: getattr(reference, name) for name in _ARRAYS}
             arrays |= {f"{index}.{name}": np.ascontiguousarray(v) for name, v in values.items() if v is not None}
-        roles = ",".join(reference.role for reference in self.references)
-        return save(arrays, {"format": FORMAT, "encoders": self.encoders, "roles": roles})
+        roles = [reference.role for reference in self.references]
+        # One entry: safetensors writes several in any order.
+        return save(arrays, {_METADATA: json.dumps({"format": FORMAT, "encoders": self.encoders, "roles": roles})})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> IdentityFeatures:
@@ -81,7 +83,7 @@ class IdentityFeatures:
         metadata, arrays = _read(data)
         if metadata.get("format") != FORMAT:
             raise FeaturesError(f"the features have format {metadata.get('format')}; encode the references again")
-        roles: Sequence[Any] = metadata["roles"].split(",") if metadata["roles"] else ()
+        roles: Sequence[Role] = metadata["roles"]
         references = tuple(
             ReferenceFeatures(role, **{name: arrays.get(f"{index}.{name}") for name in _ARRAYS})
             for index, role in enumerate(roles)
@@ -89,10 +91,10 @@ class IdentityFeatures:
         return cls(metadata["encoders"], references)
 
 
-def _read(data: bytes) -> tuple[dict[str, str], dict[str, Array]]:
+def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA])
         return metadata, load(data)
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise FeaturesError(f"the features are damaged ({error}); encode the references again") from error

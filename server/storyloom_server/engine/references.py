@@ -50,13 +50,15 @@ class ReferenceQueue:
 
     def drop(self, job_id: str) -> None:
         """Nobody waits for these any more. An unknown id is no error."""
-        self._asked.pop(job_id, None)
+        if self._asked.pop(job_id, None) is not None:
+            log.info("references dropped", extra=fields(job_id=job_id))
 
     def begin_next(self) -> bool:
         """Tells whose turn it is, once. False when there is nothing to encode."""
         first = next(iter(self._asked.values()), None)
         if first is not None and not first.begun:
             first.begun = True
+            log.info("references are being encoded", extra=fields(job_id=first.ask.job_id))
             self._tell(messages.ReferencesBegun(first.ask.job_id))
         return first is not None
 
