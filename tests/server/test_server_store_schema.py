@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, insert, inspect, text
 
-from storyloom_server.store import schema, tables
+from storyloom_server.store import Features, features, journal, quotas, schema, tables
 from storyloom_server.store.__main__ import main
 from storyloom_server.store.database import connect
 from storyloom_server.store.errors import StoreError, StoreSetupError, StoreUnavailableError
+from tests.server.journals import Server, TurnedClock
 
 
 def test_migrations_and_tables_agree(database_url: str) -> None:
@@ -34,7 +36,27 @@ def test_servers_that_start_at_once_upgrade_once(database_url: str) -> None:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in processes:
         output, errors = process.communicate(timeout=120)
-        assert (process.returncode, output) == (0, "0001\n"), errors
+        assert (process.returncode, output) == (0, "0002\n"), errors
+
+
+def test_what_an_older_version_stored_is_kept(database_url: str) -> None:
+    """From revision 0001: a story and a character of then are used, and get features, by the code of now."""
+    engine = connect(database_url)
+    with engine.begin() as connection:
+        command.upgrade(schema._config(connection), "0001")
+        columns = {"id": "s", "tenant": "t", "request_digest": "d", "title": "", "model": "m", "state": "queued"}
+        numbers = dict.fromkeys(("frames", "priority", "created_at", "updated_at", "lease_until", "crashes"), 0)
+        rest = {"replica": "r", "life": "l", "sequence_reserved": 0, "cancel_requested": False, "size_bytes": 3}
+        connection.execute(insert(tables.story), [columns | numbers | rest | {"request": b"abc"}])
+        kept = {"id": "c", "tenant": "t", "name": "mia", "description": "a girl", "created_at": 0.0, "payload": b"xy"}
+        connection.execute(insert(tables.character), [kept])
+    engine.dispose()
+    server = Server(database_url, TurnedClock())
+    assert server(journal.request, "s") == b"abc"
+    assert server(features.of_story, "s") == []
+    server(features.keep_with_character, "c", "t", Features("digest", "encoders", b"12345"))
+    assert server(quotas.usage, "t").size_bytes == 3 + 2 + 5
+    server.database.close()
 
 
 def test_database_of_a_newer_version_is_refused(database_url: str) -> None:
@@ -60,7 +82,7 @@ def test_upgrade_that_fails_leaves_the_database_as_it_was(database_url: str) -> 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
-    for command, said in (("current", "empty"), ("upgrade", "0001"), ("current", "0001")):
+    for command, said in (("current", "empty"), ("upgrade", "0002"), ("current", "0002")):
         assert main([command, url]) == 0
         assert capsys.readouterr().out == f"{said}\n"
     assert main(["upgrade", "mysql://host/database"]) == 2

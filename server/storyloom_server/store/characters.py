@@ -66,7 +66,8 @@ def list_characters(transaction: Transaction, tenant: str, *, size: int, token: 
 
 
 def change(transaction: Transaction, new: NewCharacter) -> Character:
-    """Gives a kept character another name, description and payload. Stories keep what they were accepted with.
+    """Gives a kept character another name, description and payload, and forgets what was encoded of its references.
+    Stories keep what they were accepted with.
 
     Raises:
         NotFoundError: the tenant has no such character.
@@ -76,7 +77,9 @@ def change(transaction: Transaction, new: NewCharacter) -> Character:
         .where(_character.id == new.id, _character.tenant == new.tenant)
         .values(name=new.name, description=new.description, payload=new.payload)
     )
-    return get(transaction, new.id, new.tenant)
+    changed = get(transaction, new.id, new.tenant)
+    transaction.connection.execute(delete(tables.features).where(tables.features.c.character_id == new.id))
+    return changed
 
 
 def remove(transaction: Transaction, character_id: str, tenant: str) -> None:
