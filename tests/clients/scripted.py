@@ -39,6 +39,8 @@ class ScriptedServer(
     :ivar metadata: of the last call.
     :ivar stories: records by id.
     :ivar page_size: records on a page of a list.
+    :ivar reference_notes: what is noted of each character's references.
+    :ivar max_request_bytes: what the models say of the server.
     """
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
@@ -51,6 +53,8 @@ class ScriptedServer(
         self.cancelled = threading.Event()
         self.stories: dict[str, story_service_pb2.StoryRecord] = {}
         self.characters: dict[str, character_service_pb2.CharacterRecord] = {}
+        self.reference_notes: list[str] = []
+        self.max_request_bytes = 0
         self.page_size = 2
         self._health = health.HealthServicer()
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
@@ -204,7 +208,8 @@ class ScriptedServer(
             character_id=f"character-{len(self.characters) + 1}",
             name=request.name,
             description=request.description,
-            references=len(request.references),
+            references=len(request.references) + len(request.reference_pictures),
+            reference_notes=self.reference_notes,
         )
         record.create_time.FromSeconds(1_700_000_000)
         self.characters[record.character_id] = record
@@ -242,7 +247,9 @@ class ScriptedServer(
     def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Describes any model."""
         self._called("GetModel", request, context)
-        return model_service_pb2.GetModelResponse(model=_model(request.name or "mini"))
+        model = _model(request.name or "mini")
+        model.limits.max_request_bytes = self.max_request_bytes
+        return model_service_pb2.GetModelResponse(model=model)
 
     def LoadModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Loads any model."""
@@ -271,6 +278,7 @@ def _model(name: str, *, is_default: bool = False) -> model_service_pb2.Model:
     model.limits.CopyFrom(
         model_service_pb2.Limits(max_frames=16, max_characters=4, max_steps=100, max_prompt_tokens=77)
     )
+    model.identity_adapters.add(name="storynizor", keeps=[story_pb2.IDENTITY_PART_FACE, 99])  # type: ignore[list-item]
     model.solvers.extend([story_pb2.SOLVER_DDIM, story_pb2.SOLVER_EULER, 99])  # type: ignore[list-item]
     return model
 

@@ -22,7 +22,9 @@ from storyloom import (
 from storyloom.v1 import story_service_pb2 as pb
 from tests.clients.blocking import Connect
 from tests.clients.scripted import ScriptedServer
-from tests.clients.scripts import Request, whole_story
+from tests.clients.scripts import Request, png, whole_story
+
+MIA, ANOTHER = png((200, 0, 0)), png((0, 200, 0))
 
 
 def test_a_created_story_is_followed_later(connect: Connect, server: ScriptedServer, story: Story) -> None:
@@ -161,12 +163,12 @@ def test_what_was_taken_over_and_what_was_flagged_is_told(
 
 def test_characters_are_kept_listed_and_used(connect: Connect, server: ScriptedServer) -> None:
     with connect(server.address) as client:
-        mia = client.create_character("mia", "a young woman", [b"picture", b"another"])
+        mia = client.create_character("mia", "a young woman", [MIA, ANOTHER])
         created = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
         assert mia == CharacterRecord("character-1", "mia", "a young woman", 2, created)
-        assert server.calls[-1][1].references == [b"picture", b"another"]
+        assert server.calls[-1][1].references == [MIA, ANOTHER]
         client.create_character("tom", "an elderly man")
-        client.create_character("ann", references=[b"picture"])
+        client.create_character("ann", references=[MIA])
         assert client.get_character("character-1") == mia
         assert [each.name for each in client.list_characters()] == ["ann", "tom", "mia"]
         client.delete_character("character-2")

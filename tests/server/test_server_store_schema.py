@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.command import upgrade
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, insert, inspect, text
 
@@ -43,7 +43,7 @@ def test_what_an_older_version_stored_is_kept(database_url: str) -> None:
     """From revision 0001: a story and a character of then are used, and get features, by the code of now."""
     engine = connect(database_url)
     with engine.begin() as connection:
-        command.upgrade(schema._config(connection), "0001")
+        upgrade(schema._config(connection), "0001")
         columns = {"id": "s", "tenant": "t", "request_digest": "d", "title": "", "model": "m", "state": "queued"}
         numbers = dict.fromkeys(("frames", "priority", "created_at", "updated_at", "lease_until", "crashes"), 0)
         rest = {"replica": "r", "life": "l", "sequence_reserved": 0, "cancel_requested": False, "size_bytes": 3}

@@ -59,6 +59,7 @@ def test_a_good_story_gets_every_default(catalog: ModelCatalog) -> None:
         height=64,
         seed=7,
         consistency=pb.Consistency(enabled=True, adapter="amsa-mask"),
+        identity_adapter="none",
         preview_interval=0,
     )
     assert planned.frame_seeds == [frame_seed(7, 0), frame_seed(7, 1), 99]

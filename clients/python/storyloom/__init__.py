@@ -46,6 +46,7 @@ from storyloom._events import (
     Timings,
 )
 from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._result import StoryResult
 from storyloom._retry import RetryPolicy
 from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
@@ -54,6 +55,7 @@ from storyloom._version import __version__
 __all__ = [
     "Accepted",
     "AsyncStoryClient",
+    "Blend",
     "Character",
     "CharacterRecord",
     "Consistency",
@@ -67,6 +69,7 @@ __all__ = [
     "Health",
     "InvalidRequest",
     "InvalidStory",
+    "Keep",
     "Limits",
     "ModelInfo",
     "NotFound",
@@ -77,8 +80,10 @@ __all__ = [
     "Priority",
     "Problem",
     "Progress",
+    "Reference",
     "RequestIdReused",
     "RetryPolicy",
+    "Role",
     "ServerBusy",
     "ServerError",
     "ServerUnavailable",

@@ -7,13 +7,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from storyloom import _operations as operations
-from storyloom._core import LEAVING_SECONDS, ClientBase, best_effort, pause_before_repeat
+from storyloom._core import (
+    LEAVING_SECONDS,
+    ClientBase,
+    best_effort,
+    pause_before_repeat,
+    refuse_too_large,
+    surely_small,
+)
+from storyloom._errors import ServerError
 from storyloom._events import StoryEvent
 from storyloom._operations import Operation
 from storyloom._retry import RetryPolicy
@@ -28,6 +38,7 @@ class AsyncCalls(ClientBase):
     _channel: grpc.aio.Channel
 
     async def _run(self, operation: Operation[T], timeout: float | None = None, policy: RetryPolicy | None = None) -> T:
+        await self._check_size(operation.request)
         tries = self._tries(operation, timeout, policy)
         while True:
             try:
@@ -35,6 +46,14 @@ class AsyncCalls(ClientBase):
             except grpc.RpcError as error:
                 pause = pause_before_repeat(operation, error, tries)
             await asyncio.sleep(pause)
+
+    async def _check_size(self, request: Message) -> None:
+        if surely_small(request):
+            return
+        limit = 0
+        with suppress(ServerError):  # The call itself will tell.
+            limit = (await self._run(operations.get_model(""))).limits.max_request_bytes
+        refuse_too_large(request, limit)
 
     async def _send(self, operation: Operation[Any], timeout: float | None, *, wait: bool | None = None) -> Any:
         self._check_open()
@@ -49,6 +68,7 @@ class AsyncCalls(ClientBase):
         return stream(call.request, **self._call_options(call.timeout, wait=wait))
 
     async def _follow(self, session: StorySession) -> AsyncGenerator[StoryEvent, None]:
+        await self._check_size(session.request)
         self._following.add(session)
         try:
             while True:

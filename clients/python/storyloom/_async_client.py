@@ -22,6 +22,7 @@ from storyloom._errors import ServerError
 from storyloom._events import Health, ModelInfo, StoryEvent
 from storyloom._operations import Wish
 from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._references import ReferenceLike
 from storyloom._result import StoryCollector, StoryResult
 from storyloom._retry import RetryPolicy
 from storyloom._story import Character, Frame, Story
@@ -176,9 +177,14 @@ class AsyncStoryClient(AsyncCalls):
 
     @same_doc(StoryClient.create_character)
     async def create_character(
-        self, name: str, description: str = "", references: Iterable[bytes] = (), *, timeout: float | None = None
+        self,
+        name: str,
+        description: str = "",
+        references: Iterable[ReferenceLike] = (),
+        *,
+        timeout: float | None = None,
     ) -> CharacterRecord:
-        return await self._run(operations.create_character(name, description, tuple(references)), timeout)
+        return await self._run(operations.create_character(name, description, references), timeout)
 
     @same_doc(StoryClient.get_character)
     async def get_character(self, character_id: str, *, timeout: float | None = None) -> CharacterRecord:

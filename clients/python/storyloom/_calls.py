@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from storyloom import _operations as operations
-from storyloom._core import LEAVING_SECONDS, ClientBase, best_effort, pause_before_repeat
+from storyloom._core import (
+    LEAVING_SECONDS,
+    ClientBase,
+    best_effort,
+    pause_before_repeat,
+    refuse_too_large,
+    surely_small,
+)
+from storyloom._errors import ServerError
 from storyloom._events import StoryEvent
 from storyloom._operations import Operation
 from storyloom._retry import RetryPolicy
@@ -24,6 +34,7 @@ class Calls(ClientBase):
     _channel: grpc.Channel
 
     def _run(self, operation: Operation[T], timeout: float | None = None, policy: RetryPolicy | None = None) -> T:
+        self._check_size(operation.request)
         tries = self._tries(operation, timeout, policy)
         while True:
             try:
@@ -31,6 +42,14 @@ class Calls(ClientBase):
             except grpc.RpcError as error:
                 pause = pause_before_repeat(operation, error, tries)
             time.sleep(pause)
+
+    def _check_size(self, request: Message) -> None:
+        if surely_small(request):
+            return
+        limit = 0
+        with suppress(ServerError):  # The call itself will tell.
+            limit = (self._run(operations.get_model(""))).limits.max_request_bytes
+        refuse_too_large(request, limit)
 
     def _send(self, operation: Operation[Any], timeout: float | None, *, wait: bool | None = None) -> Any:
         self._check_open()
@@ -45,6 +64,7 @@ class Calls(ClientBase):
         return stream(call.request, **self._call_options(call.timeout, wait=wait))
 
     def _follow(self, session: StorySession) -> Generator[StoryEvent, None, None]:
+        self._check_size(session.request)
         self._following.add(session)
         try:
             while True:

@@ -17,6 +17,7 @@ from storyloom._errors import ServerError
 from storyloom._events import Health, ModelInfo, StoryEvent
 from storyloom._operations import Wish
 from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._references import ReferenceLike
 from storyloom._result import StoryCollector, StoryResult
 from storyloom._retry import RetryPolicy
 from storyloom._story import Character, Frame, Story
@@ -249,16 +250,23 @@ class StoryClient(Calls):
         return self._run(operations.redo_frame(story_id, index, frame, seed, wish), timeout)
 
     def create_character(
-        self, name: str, description: str = "", references: Iterable[bytes] = (), *, timeout: float | None = None
+        self,
+        name: str,
+        description: str = "",
+        references: Iterable[ReferenceLike] = (),
+        *,
+        timeout: float | None = None,
     ) -> CharacterRecord:
         """Makes a character that any number of stories can use, by its id.
 
         :param name: for people, and for listing; a story gives it a name of its own.
         :param description: how it looks. At least a description or a reference.
-        :param references: pictures of it: contents of PNG, JPEG or WebP files.
-        :raises InvalidRequest: when the server refuses it.
+        :param references: pictures of it: paths, contents of PNG, JPEG or WebP files, Pillow images, or `Reference`
+            with a mask or a role. They are encoded at once, where the server has a model that takes some.
+        :raises pydantic.ValidationError: when one of them is no picture.
+        :raises InvalidRequest: when the server refuses it, for a picture that shows no face, for example.
         """
-        return self._run(operations.create_character(name, description, tuple(references)), timeout)
+        return self._run(operations.create_character(name, description, references), timeout)
 
     def get_character(self, character_id: str, *, timeout: float | None = None) -> CharacterRecord:
         """Returns a character that the server keeps."""

@@ -8,9 +8,10 @@ from typing import Any, TypedDict, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from storyloom._channel import Connection, Options, TlsOptions, authorization, plan_connection
-from storyloom._errors import NotFound, ServerError, ServerUnavailable, StoryCancelled
+from storyloom._errors import InvalidRequest, NotFound, ServerError, ServerUnavailable, StoryCancelled
 from storyloom._events import Health
 from storyloom._operations import Operation, Wish, generate_request
 from storyloom._records import OnDisconnect
@@ -21,6 +22,8 @@ from storyloom._story import Story
 from storyloom._trace import trace_headers
 
 Metadata = Sequence[tuple[str, str]]
+_MIB = 1024 * 1024
+_SURE_BYTES = 4 * _MIB  # what servers take by default
 LEAVING_SECONDS = 2.0  # for telling the server that nobody wants a story any more
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -91,6 +94,27 @@ class ClientBase:
     def _check_open(self) -> None:
         if self._closed:
             raise StoryCancelled("the client is closed; open another one")
+
+
+def surely_small(request: Message) -> bool:
+    """Tells whether every server takes a message of this size, unless it was told not to."""
+    return request.ByteSize() <= _SURE_BYTES
+
+
+def refuse_too_large(request: Message, limit: int) -> None:
+    """Checks a request against what its server takes.
+
+    :param limit: bytes; 0 where the server does not say.
+    :raises InvalidRequest: when it is larger.
+    """
+    size = request.ByteSize()
+    if limit and size > limit:
+        raise InvalidRequest(
+            f"the request has {size / _MIB:.1f} MiB with its reference pictures, and the server takes "
+            f"{limit / _MIB:.1f} (its option --max-request-mib); make the pictures smaller, or keep the characters on "
+            "the server, one by one (create_character), and use them by id",
+            (),
+        )
 
 
 def pause_before_repeat(operation: Operation[Any], error: grpc.RpcError, tries: Tries) -> float:

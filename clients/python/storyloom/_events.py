@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from storyloom._references import Keep
 from storyloom._story import Settings, Solver
 
 
@@ -69,11 +70,13 @@ class Accepted(_Event):
     :ivar settings: with every default filled in.
     :ivar queue_position: stories in front of this one.
     :ivar frame_seeds: one for each frame, in order.
+    :ivar reference_notes: what the check of the references noted, for people.
     """
 
     settings: Settings
     queue_position: int
     frame_seeds: tuple[int, ...]
+    reference_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +142,16 @@ class Limits:
     """The most that a model accepts in one story.
 
     :ivar max_prompt_tokens: of one frame's full prompt, style and descriptions included.
+    :ivar max_references: of one character.
+    :ivar max_request_bytes: of a message to this server, pictures included; 0 where it does not say.
     """
 
     max_frames: int
     max_characters: int
     max_steps: int
     max_prompt_tokens: int
+    max_references: int = 0
+    max_request_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,8 @@ class ModelInfo:
     :ivar sizes: (width, height) in pixels.
     :ivar defaults: used where a story sets nothing.
     :ivar adapters: names accepted in `Consistency.adapter`.
+    :ivar identity_adapters: names accepted in `Settings.identity_adapter`, beside ``"none"``, and what each can take
+        over from references. Empty: the model takes no references.
     """
 
     name: str
@@ -165,6 +174,7 @@ class ModelInfo:
     limits: Limits
     solvers: tuple[Solver, ...]
     adapters: tuple[str, ...]
+    identity_adapters: Mapping[str, tuple[Keep, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

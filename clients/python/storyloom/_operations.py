@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2
 
 from storyloom._events import ModelInfo
 from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._references import Reference
 from storyloom._story import Character, Frame, Story
-from storyloom._wire import character_messages, frame_message, story_message
+from storyloom._wire import character_messages, frame_message, reference_messages, story_message
 from storyloom._wire_records import (
     DISCONNECT_POLICIES,
     STATES,
@@ -141,9 +142,14 @@ def list_stories(state: StoryState | None, page: str) -> Operation[tuple[list[St
     return Operation(f"/{STORIES}/ListStories", request, pb.ListStoriesResponse, read)
 
 
-def create_character(name: str, description: str, references: Sequence[bytes]) -> Operation[CharacterRecord]:
+def create_character(name: str, description: str, references: Iterable[Any]) -> Operation[CharacterRecord]:
     """Makes a character. It has no request id: the server must not be asked twice."""
-    request = characters_pb.CreateCharacterRequest(name=name, description=description, references=references)
+    given = [Reference.model_validate(each) for each in references]
+    request = characters_pb.CreateCharacterRequest(name=name, description=description)
+    if all(each.is_plain for each in given):  # Servers that know no masks take these, too.
+        request.references.extend(each.picture for each in given)
+    else:
+        request.reference_pictures.extend(reference_messages(given))
     response = characters_pb.CreateCharacterResponse
     method = f"/{_CHARACTERS}/CreateCharacter"
     return Operation(method, request, response, _character, repeatable=False, seconds=_UPLOAD_SECONDS)

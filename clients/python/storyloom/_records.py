@@ -87,6 +87,8 @@ class CharacterRecord:
     """A character that the server keeps. ``Character(id=record.character_id)`` puts it into a story.
 
     :ivar references: number of reference pictures.
+    :ivar reference_notes: what their check noted, for people.
+    :ivar references_encoded: the first story with the character need not wait for that.
     """
 
     character_id: str
@@ -94,3 +96,5 @@ class CharacterRecord:
     description: str
     references: int
     created: datetime | None = None
+    reference_notes: tuple[str, ...] = ()
+    references_encoded: bool = False

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from storyloom._version import __version__
 
 _RECORD = "story.json"
 _SHEET = "contact-sheet.png"
+# Their pictures are the caller's; the record says which they were by their digests.
+_WITHOUT_REFERENCES = {"characters": {"__all__": {"references", "keep", "identity_scale", "blend"}}}
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,12 @@ class StoryResult:
             "storyloom": {"client": __version__, "contract": "storyloom.v1"},
             "story_id": self.story_id,
             "model": self.settings.model,
-            "story": self.story.model_dump(mode="json", exclude_unset=True),
+            "story": self.story.model_dump(mode="json", exclude_unset=True, exclude=_WITHOUT_REFERENCES),
+            "references": {
+                name: [sha256(reference.picture).hexdigest() for reference in character.references]
+                for name, character in self.story.characters.items()
+                if character.references
+            },
             "settings": self.settings.model_dump(mode="json"),
             "contact_sheet": _SHEET,
             "frames": [

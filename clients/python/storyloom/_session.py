@@ -59,6 +59,11 @@ class StorySession:
             self.story_id, self.sequence = request.story_id, request.after_sequence
         self._resuming = False
 
+    @property
+    def request(self) -> Message:
+        """What starts the story, or asks to watch it."""
+        return self._request
+
     def next_call(self) -> StreamCall:
         """Returns the call to make now."""
         self._in_flight = True

@@ -14,6 +14,7 @@ from pydantic import model_validator as _model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from storyloom._prompts import caption, placeholders
+from storyloom._references import Blend, Keep, Reference
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
@@ -63,12 +64,21 @@ class Character(_Model):
     """A member of the cast. A plain string stands for its description.
 
     :ivar description: how the character looks, such as ``"a young woman with long red hair"``.
-    :ivar id: of a character that the server keeps (see `StoryClient.create_character`); its description is used where
-        there is none here.
+    :ivar id: of a character that the server keeps (see `StoryClient.create_character`); its description and its
+        references are used where there are none here.
+    :ivar references: pictures of it, for models with identity adapters: paths, contents of files, Pillow images, or
+        `Reference`. In a story file paths are relative to the file.
+    :ivar keep: what is taken over from the references; empty: all that the model can.
+    :ivar identity_scale: strength of the references, 0 (none) to 2.
+    :ivar blend: a character to mix in.
     """
 
     description: _Text = ""
     id: _Text = ""
+    references: tuple[Reference, ...] = ()
+    keep: tuple[Keep, ...] = ()
+    identity_scale: Annotated[float, Strict(), Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    blend: Blend | None = None
 
     @_model_validator(mode="before")
     @classmethod
@@ -79,7 +89,14 @@ class Character(_Model):
     def _check_known(self) -> Self:
         if not self.description and not self.id:
             raise PydanticCustomError("no_looks", "needs a description, or the id of a character that the server keeps")
+        if self.has_identity_options and not (self.references or self.id):
+            raise PydanticCustomError("no_references", "has keep, identity_scale or blend, and no references for them")
         return self
+
+    @property
+    def has_identity_options(self) -> bool:
+        """Whether anything is said of how references are used."""
+        return bool(self.keep) or self.identity_scale is not None or self.blend is not None
 
 
 class Frame(_Model):
@@ -123,6 +140,8 @@ class Settings(_Model):
     :ivar width: pixels; with `height` one of the sizes that the model lists.
     :ivar seed: the same seed, settings and model give the same pictures. Absent: chosen by the server.
     :ivar preview_interval: send a rough picture of every frame each so many steps; 0 for none.
+    :ivar identity_adapter: of the model, which makes use of references; empty: its default; ``"none"``: they are left
+        aside.
     """
 
     model: str = ""
@@ -134,6 +153,7 @@ class Settings(_Model):
     seed: _Seed | None = None
     consistency: Consistency = Consistency()
     preview_interval: _UInt32 = 0
+    identity_adapter: str = ""
 
 
 def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from storyloom._errors import Problem, StoryFileError
+from storyloom._references import Blend, Reference
 from storyloom._story import Character, Consistency, Frame, Settings, Story, did_you_mean
 from storyloom._yaml import Document, Mark, YamlError, parse
 
@@ -53,6 +54,7 @@ class StoryFile:
         names = list(self.story.characters)
         if parts[:1] == ["characters"] and len(parts) > 1 and isinstance(parts[1], int) and parts[1] < len(names):
             parts[1] = names[parts[1]]
+            parts = _in_file(parts)
         # A frame or character may be written as a plain text; then its prompt or description is the entry itself.
         while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in ("prompt", "description"):
             parts.pop()
@@ -75,7 +77,7 @@ def load_story_file(path: str | PathLike[str], *, cast: Collection[str] = ()) ->
     except YamlError as error:
         raise StoryFileError(name, [error.problem]) from error
     try:
-        story = Story.model_validate(document.value, context={"cast": cast})
+        story = Story.model_validate(document.value, context={"cast": cast, "folder": Path(path).parent})
     except ValidationError as error:
         faults = [_problem(fault, document) for fault in error.errors(include_url=False)]
         raise StoryFileError(name, [*document.problems, *faults]) from error
@@ -104,7 +106,26 @@ def _problem(fault: ErrorDetails, document: Document) -> Problem:
     return Problem(message, field_path(loc), *mark)
 
 
+def _in_file(parts: list[str | int]) -> list[str | int]:
+    """What the wire has in a message of its own stands with the character in a file."""
+    match parts[2:]:
+        case ["identity", "scale"]:
+            return [*parts[:2], "identity_scale"]
+        case ["identity", "blend", "character_id"]:
+            return [*parts[:2], "blend", "id"]
+        case ["identity", *rest]:
+            return [*parts[:2], *rest]
+        case ["character_id"]:
+            return [*parts[:2], "id"]
+        case _:
+            return parts
+
+
 def _model_at(loc: Loc) -> type[BaseModel]:
+    if loc[2:3] == ("references",):
+        return Reference
+    if loc[2:3] == ("blend",):
+        return Blend
     if loc[-1:] == ("consistency",):
         return Consistency
     sections: dict[str, type[BaseModel]] = {"characters": Character, "frames": Frame, "settings": Settings}

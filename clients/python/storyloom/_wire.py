@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from storyloom._events import (
     Accepted,
@@ -16,6 +17,7 @@ from storyloom._events import (
     StoryEvent,
     Timings,
 )
+from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
 
@@ -25,6 +27,17 @@ _SOLVERS = {
     Solver.EULER: story_pb2.SOLVER_EULER,
     Solver.UNIPC: story_pb2.SOLVER_UNIPC,
 }
+_ROLES = {
+    Role.CHARACTER: story_pb2.REFERENCE_ROLE_CHARACTER,
+    Role.CLOTHES: story_pb2.REFERENCE_ROLE_CLOTHES,
+}
+_PARTS = {
+    Keep.FACE: story_pb2.IDENTITY_PART_FACE,
+    Keep.HAIR: story_pb2.IDENTITY_PART_HAIR,
+    Keep.CLOTHES: story_pb2.IDENTITY_PART_CLOTHES,
+    Keep.BODY: story_pb2.IDENTITY_PART_BODY,
+}
+PART_NAMES = {int(number): part for part, number in _PARTS.items()}
 SOLVER_NAMES = {int(number): solver for solver, number in _SOLVERS.items()}
 _STAGES: dict[int, Stage] = {
     story_service_pb2.STORY_STAGE_QUEUED: Stage.QUEUED,
@@ -49,8 +62,21 @@ def story_message(story: Story) -> story_pb2.Story:
 def character_messages(cast: Mapping[str, Character]) -> list[story_pb2.Character]:
     """Returns the characters as they are sent."""
     return [
-        story_pb2.Character(name=name, description=character.description, character_id=character.id)
+        story_pb2.Character(
+            name=name,
+            description=character.description,
+            character_id=character.id,
+            references=reference_messages(character.references),
+            identity=_identity_message(character),
+        )
         for name, character in cast.items()
+    ]
+
+
+def reference_messages(references: Iterable[Reference]) -> list[story_pb2.Reference]:
+    """Returns references as they are sent."""
+    return [
+        story_pb2.Reference(picture=each.picture, mask=each.mask or b"", role=_ROLES[each.role]) for each in references
     ]
 
 
@@ -66,7 +92,8 @@ def story_event(response: EventMessage) -> StoryEvent | None:
         case "accepted":
             accepted = response.accepted
             settings = settings_from(accepted.settings)
-            return Accepted(*place, settings, accepted.queue_position, tuple(accepted.frame_seeds))
+            notes = tuple(accepted.reference_notes)
+            return Accepted(*place, settings, accepted.queue_position, tuple(accepted.frame_seeds), notes)
         case "progress":
             progress = response.progress
             stage = _STAGES.get(progress.stage)
@@ -105,10 +132,7 @@ def done_from(message: story_service_pb2.StoryDone, story_id: str, sequence: int
 
 def story_from(message: story_pb2.Story) -> Story:
     """Returns a story as the server sent it; it is not checked against this package's rules."""
-    cast = {}
-    for character in message.characters:
-        given = {"description": character.description, "id": character.character_id}
-        cast[character.name] = Character.model_construct(None, **{key: text for key, text in given.items() if text})
+    cast = {character.name: _character_from(character) for character in message.characters}
     frames = tuple(
         Frame.model_construct(
             prompt=frame.prompt,
@@ -142,7 +166,40 @@ def settings_from(message: story_pb2.Settings) -> Settings:
             enabled=consistency.enabled if consistency.HasField("enabled") else None, adapter=consistency.adapter
         ),
         preview_interval=message.preview_interval,
+        identity_adapter=message.identity_adapter,
     )
+
+
+def _identity_message(character: Character) -> story_pb2.IdentityOptions | None:
+    if not character.has_identity_options:
+        return None
+    blend = character.blend
+    return story_pb2.IdentityOptions(
+        scale=character.identity_scale,
+        keep=[_PARTS[part] for part in character.keep],
+        blend=None if blend is None else story_pb2.IdentityBlend(character_id=blend.id, weight=blend.weight),
+    )
+
+
+def _character_from(message: story_pb2.Character) -> Character:
+    identity, blend = message.identity, message.identity.blend
+    given: dict[str, Any] = {
+        "description": message.description,
+        "id": message.character_id,
+        "references": tuple(_reference_from(each) for each in message.references),
+        "keep": tuple(PART_NAMES[part] for part in identity.keep if part in PART_NAMES),
+    }
+    given = {key: value for key, value in given.items() if value}
+    if identity.HasField("scale"):
+        given["identity_scale"] = _shortest(identity.scale)
+    if identity.HasField("blend"):
+        given["blend"] = Blend.model_construct(id=blend.character_id, weight=_shortest(blend.weight))
+    return Character.model_construct(None, **given)
+
+
+def _reference_from(message: story_pb2.Reference) -> Reference:
+    role = Role.CLOTHES if message.role == story_pb2.REFERENCE_ROLE_CLOTHES else Role.CHARACTER
+    return Reference.model_construct(picture=message.picture, mask=message.mask or None, role=role)
 
 
 def _settings_message(settings: Settings) -> story_pb2.Settings:
@@ -156,6 +213,7 @@ def _settings_message(settings: Settings) -> story_pb2.Settings:
         seed=settings.seed,
         consistency=story_pb2.Consistency(enabled=settings.consistency.enabled, adapter=settings.consistency.adapter),
         preview_interval=settings.preview_interval,
+        identity_adapter=settings.identity_adapter,
     )
 
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from storyloom._events import Limits, ModelInfo
 from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
-from storyloom._wire import SOLVER_NAMES, done_from, frame_from, settings_from, story_from
+from storyloom._wire import PART_NAMES, SOLVER_NAMES, done_from, frame_from, settings_from, story_from
 from storyloom.v1 import character_service_pb2, model_service_pb2
 from storyloom.v1 import story_service_pb2 as pb
 
@@ -80,6 +80,8 @@ def character_from(message: character_service_pb2.CharacterRecord) -> CharacterR
         description=message.description,
         references=message.references,
         created=_time(message.create_time) if message.HasField("create_time") else None,
+        reference_notes=tuple(message.reference_notes),
+        references_encoded=message.references_encoded,
     )
 
 
@@ -96,9 +98,15 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
             max_characters=model.limits.max_characters,
             max_steps=model.limits.max_steps,
             max_prompt_tokens=model.limits.max_prompt_tokens,
+            max_references=model.limits.max_references,
+            max_request_bytes=model.limits.max_request_bytes,
         ),
         solvers=tuple(SOLVER_NAMES[solver] for solver in model.solvers if solver in SOLVER_NAMES),
         adapters=tuple(model.adapters),
+        identity_adapters={
+            adapter.name: tuple(PART_NAMES[part] for part in adapter.keeps if part in PART_NAMES)
+            for adapter in model.identity_adapters
+        },
     )
 
 

@@ -63,6 +63,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, 1 (off) to 30.")] = None,
     solver: Annotated[Solver | None, typer.Option(help="How a step is taken.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Consistency adapter of the model.")] = None,
+    identity_adapter: Annotated[
+        str | None, typer.Option(help="What makes use of references; none: they are left aside.")
+    ] = None,
     no_consistency: Annotated[
         bool, typer.Option("--no-consistency", help="Make every frame on its own, to compare.")
     ] = False,
@@ -88,6 +91,7 @@ def generate(
         SettingOption("--guidance", ("guidance_scale",), guidance),
         SettingOption("--solver", ("solver",), solver),
         SettingOption("--adapter", ("consistency", "adapter"), adapter),
+        SettingOption("--identity-adapter", ("identity_adapter",), identity_adapter),
         SettingOption("--no-consistency", ("consistency", "enabled"), False if no_consistency else None),
         SettingOption("--preview-interval", ("preview_interval",), preview_interval),
     ]

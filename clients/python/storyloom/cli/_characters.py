@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from storyloom.cli._connection import Connection, connected
 from storyloom.cli._exit import EXIT_CODES
-from storyloom.cli._output import characters_table, explained_errors, print_table, time_text
+from storyloom.cli._output import characters_table, complain, explained_errors, print_table, time_text
 
 app = typer.Typer(help="Characters that any number of stories can use, by id.", no_args_is_help=True)
 
@@ -33,9 +34,15 @@ def create(
     """
     if not description.strip() and not reference:
         raise typer.BadParameter("give a --description, a --reference, or both")
-    pictures = [path.read_bytes() for path in reference or ()]
     with connection.client() as client, explained_errors(connection.server):
-        typer.echo(client.create_character(name, description, pictures).character_id)
+        try:
+            made = client.create_character(name, description, reference or ())
+        except ValidationError as error:
+            problems = "; ".join(str(fault["msg"]) for fault in error.errors(include_url=False))
+            raise typer.BadParameter(problems, param_hint="--reference") from error
+    for note in made.reference_notes:
+        complain(note)
+    typer.echo(made.character_id)
 
 
 @connected
@@ -58,6 +65,8 @@ def show(connection: Connection, character_id: _Id) -> None:
     if character.description:
         typer.echo(f"description: {character.description}")
     typer.echo(f"references: {character.references}")
+    for note in character.reference_notes:
+        typer.echo(f"  {note}")
     if character.created:
         typer.echo(f"created: {time_text(character.created)}")
 

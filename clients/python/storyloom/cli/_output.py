@@ -48,7 +48,7 @@ def print_table(table: Table) -> None:
 
 def models_table(served: Iterable[ModelInfo]) -> Table:
     """Returns a line for each model."""
-    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters")
+    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity")
     for model in served:
         limits = model.limits
         table.add_row(
@@ -59,6 +59,7 @@ def models_table(served: Iterable[ModelInfo]) -> Table:
             f"{limits.max_prompt_tokens} tokens",
             ", ".join(model.solvers),
             ", ".join(model.adapters),
+            ", ".join(model.identity_adapters),
         )
     return table
 

@@ -227,7 +227,7 @@ def _started(start: Callable[[], StoryRecord], file: StoryFile, server: str) -> 
 
 def _new_characters(file: StoryFile, cast: dict[str, Character]) -> dict[str, Character]:
     # A file that says the cast of the story once more is no mistake, as long as it says the same.
-    changed = [name for name, who in file.story.characters.items() if name in cast and who != cast[name]]
+    changed = [name for name, who in file.story.characters.items() if name in cast and not _same(who, cast[name])]
     if changed:
         message = "is a character of the story already, and looks otherwise there; leave it out or give it another name"
         marks = {name: file.locate(f"characters.{name}") for name in changed}
@@ -235,6 +235,12 @@ def _new_characters(file: StoryFile, cast: dict[str, Character]) -> dict[str, Ch
             file.path, [Problem(message, f"characters.{name}", *(marks[name] or (0, 0))) for name in changed]
         )
     return {name: who for name, who in file.story.characters.items() if name not in cast}
+
+
+def _same(one: Character, other: Character) -> bool:
+    """Whether they are described alike; the server's word of a character is without its pictures."""
+    bare = {"references": ()}
+    return one.model_copy(update=bare) == other.model_copy(update=bare)
 
 
 def _name(record: StoryRecord) -> str:
