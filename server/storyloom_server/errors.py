@@ -289,7 +289,7 @@ def references_crashed(crashes: int) -> StoryError:
     """The engine process died again and again while it encoded the same references."""
     return StoryError(
         grpc.StatusCode.INTERNAL,
-        "ENGINE_CRASHED",
+        "ENCODER_CRASHED",
         f"the engine process died {crashes} times while it encoded these references; send other pictures",
         metadata={"crashes": str(crashes)},
     )

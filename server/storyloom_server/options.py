@@ -119,7 +119,7 @@ class LimitGroup(BaseModel):
     max_rows: int = _option(48, "N", "Rows of one batch step (frames times guidance branches).", ge=1)
     max_active: int = _option(32, "N", "Stories that are worked on at once.", ge=1)
     max_queue: int = _option(64, "N", "Stories that may wait before new ones are refused.", ge=0)
-    max_request_mib: float = _option(4, "MIB", "Largest request.", gt=0, le=1024)
+    max_request_mib: float = _option(16, "MIB", "Largest request.", gt=0, le=1024)
     max_image_megapixels: float = _option(16, "MP", "Largest reference picture.", gt=0, le=1000)
 
 

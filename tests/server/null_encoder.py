@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from storyloom_model.identity.features import IdentityFeatures, Reference, ReferenceFeatures
+from storyloom_model.identity.features import Reference, ReferenceFeatures
 from storyloom_server.engine.backend import UnusableReferenceError
 
 RED, BLUE, BLACK, WHITE = (255, 0, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
@@ -24,12 +24,8 @@ class NullEncoder:
 
     fingerprint = os.environ.get("STORYLOOM_TEST_ENCODERS", "null-1")
 
-    def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, Sequence[str]]:
-        notes: list[str] = []
-        features = tuple(self._encode(reference, notes) for reference in references)
-        return IdentityFeatures(self.fingerprint, features), notes
-
-    def _encode(self, reference: Reference, notes: list[str]) -> ReferenceFeatures:
+    def encode_one(self, reference: Reference) -> tuple[ReferenceFeatures, Sequence[str]]:
+        notes = []
         picture = np.asarray(Image.open(io.BytesIO(reference.picture)))
         first = tuple(int(value) for value in picture[0, 0])
         if first == RED:
@@ -41,4 +37,5 @@ class NullEncoder:
         if first == WHITE:
             time.sleep(float(os.environ.get("STORYLOOM_TEST_ENCODE_SECONDS", "0")))
         mask = np.asarray(Image.open(io.BytesIO(reference.mask))).mean() if reference.mask else 0.0
-        return ReferenceFeatures(reference.role, np.array([*picture.mean((0, 1)), mask]).round().astype(np.float32))
+        face = np.array([*picture.mean((0, 1)), mask]).round().astype(np.float32)
+        return ReferenceFeatures(reference.role, face), notes

@@ -288,7 +288,9 @@ def test_refused_prompts_are_told_by_their_fields(
     assert paths(caught.value) == ["story_id", "frames[0].prompt", "story_id"]
 
 
-def test_flagged_prompts_are_told_of_the_frames_that_have_them(catalog: ModelCatalog, characters: Characters) -> None:
+def test_flagged_prompts_are_told_of_the_frames_that_have_them(
+    catalog: ModelCatalog, characters: Characters, references: References
+) -> None:
     lenient = OrderTaker(catalog, characters, references, Safety("flag", [NoDragons()]))
     asked = story("a dog", "a dragon")
     assert new(lenient, pb.CreateStoryRequest(story=asked)).prompt_flags == {1: "dragons:dragon"}

@@ -157,7 +157,7 @@ def test_pictures_that_kill_engines_are_given_up(identity_package: Path, tmp_pat
                 list(generate(channel, cast_story(picture(BLACK))))
             assert caught.value.code() is grpc.StatusCode.INTERNAL
             details = error_details(caught.value)
-            assert details["ErrorInfo"].reason == "ENGINE_CRASHED"
+            assert details["ErrorInfo"].reason == "ENCODER_CRASHED"
             assert "RetryInfo" not in details
         assert server.log.count("the engine process is gone") == 2, "the second call asks no engine"
         assert made(channel, cast_story(picture()))

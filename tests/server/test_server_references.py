@@ -155,7 +155,7 @@ def test_models_tell_what_they_take(channel: grpc.Channel) -> None:
     assert [adapter.name for adapter in takes.identity_adapters] == ["storynizor"]
     assert story_pb2.IDENTITY_PART_FACE in takes.identity_adapters[0].keeps
     assert takes.defaults.identity_adapter == "storynizor"
-    assert (takes.limits.max_references, takes.limits.max_request_bytes) == (8, 4 * 1024 * 1024)
+    assert (takes.limits.max_references, takes.limits.max_request_bytes) == (8, 16 * 1024 * 1024)
     assert (list(takes_not.identity_adapters), takes_not.defaults.identity_adapter) == ([], "none")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyloom_model.execution import ExecutionOptions
-from storyloom_model.identity.features import IdentityFeatures, Reference
+from storyloom_model.identity.features import Reference, ReferenceFeatures
 from storyloom_model.jobs import StoryJob
 from storyloom_model.package import read_manifest
 
@@ -96,11 +96,11 @@ class ReferenceEncoder(Protocol):
     def fingerprint(self) -> str:
         """Tells these encoders from all others; features of two fingerprints do not mix."""
 
-    def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, Sequence[str]]:
-        """The features of one character's references, and notes on them for people.
+    def encode_one(self, reference: Reference) -> tuple[ReferenceFeatures, Sequence[str]]:
+        """The features of one reference, and notes on it for people.
 
         Raises:
-            UnusableReferenceError: one of them is of no use.
+            UnusableReferenceError: it is of no use.
         """
 
 

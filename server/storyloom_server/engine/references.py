@@ -83,11 +83,11 @@ class ReferenceQueue:
 
     def _encode_one(self, asked: _Asked, encoder: ReferenceEncoder) -> None:
         try:
-            features, notes = encoder.encode([asked.ask.references[asked.encoded]])
+            features, notes = encoder.encode_one(asked.ask.references[asked.encoded])
         except UnusableReferenceError as error:
             asked.problems.append((asked.encoded, str(error)))
             return
-        asked.features += features.references
+        asked.features.append(features)
         asked.notes += [(asked.encoded, note) for note in notes]
 
     def _answer(self, asked: _Asked, *, encoders: str = "", error: str = "") -> None:

@@ -161,6 +161,8 @@ def _connect_sqlite(url: URL, busy_seconds: float) -> Engine:
         connection.isolation_level = None  # Transactions begin where we say so, below.
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        # What a user has deleted is overwritten, and does not lie in the file until its place is needed.
+        connection.execute("PRAGMA secure_delete = ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
