@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from storyloom_model.state import CompatibilityKey, StoryState
 from storyloom_model.variants import Variant, Variants
 
 __all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
+
+if TYPE_CHECKING:
+    from storyloom_model.identity.encoders.references import ReferenceEncoder
 
 DEFAULT_OPTIONS = ExecutionOptions()
 
@@ -106,6 +109,7 @@ class Denoiser:
         )
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
+        self._package = package
 
     @classmethod
     def load(
@@ -132,6 +136,21 @@ class Denoiser:
         package = ModelPackage.load(folder)
         dtype: torch.dtype = getattr(torch, options.dtype)
         return cls(package, load_components(package, device, dtype), options, one_call=one_call)
+
+    @cached_property
+    def reference_encoder(self) -> ReferenceEncoder | None:
+        """What looks at references, loaded when it is first asked for; None where nothing would use what it says.
+
+        Raises:
+            EncodersError: the package's encoders are not usable.
+        """
+        encoders, folder = self.manifest.encoders, self._package.folder
+        if encoders is None or not self._identity_adapters:
+            return None
+        from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
+
+        segmenter = None if encoders.segmenter is None else folder / encoders.segmenter
+        return ReferenceEncoder.load(folder / encoders.faces, folder / encoders.image, segmenter, str(self.device))
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.features import Reference, ReferenceFeatures
-from storyloom_server.engine.backend import UnusableReferenceError
 
 RED, BLUE, BLACK, WHITE = (255, 0, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
 
@@ -29,7 +29,7 @@ class NullEncoder:
         picture = np.asarray(Image.open(io.BytesIO(reference.picture)))
         first = tuple(int(value) for value in picture[0, 0])
         if first == RED:
-            raise UnusableReferenceError("no face was found; send a picture that shows the face from the front")
+            raise ReferenceProblem("no face was found; send a picture that shows the face from the front")
         if first == BLUE:
             notes.append("3 faces; the largest was taken")
         if first == BLACK:

@@ -85,10 +85,6 @@ class Backend(Protocol):
         """All of the device's memory; None where it is not counted."""
 
 
-class UnusableReferenceError(Exception):
-    """A reference shows nothing to go by. The message is for people: what is wrong, and what to do."""
-
-
 class ReferenceEncoder(Protocol):
     """What says what is in pictures of a character."""
 
@@ -100,7 +96,7 @@ class ReferenceEncoder(Protocol):
         """The features of one reference, and notes on it for people.
 
         Raises:
-            UnusableReferenceError: it is of no use.
+            ReferenceProblem: it is of no use. The message is for people: what is wrong, and what to do.
         """
 
 

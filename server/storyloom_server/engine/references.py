@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.features import IdentityFeatures, ReferenceFeatures
 from storyloom_server import messages
-from storyloom_server.engine.backend import Backend, ReferenceEncoder, TakesReferences, UnusableReferenceError
+from storyloom_server.engine.backend import Backend, ReferenceEncoder, TakesReferences
 from storyloom_server.logs import failure, fields
 
 log = logging.getLogger("storyloom.engine")
@@ -84,7 +85,7 @@ class ReferenceQueue:
     def _encode_one(self, asked: _Asked, encoder: ReferenceEncoder) -> None:
         try:
             features, notes = encoder.encode_one(asked.ask.references[asked.encoded])
-        except UnusableReferenceError as error:
+        except ReferenceProblem as error:
             asked.problems.append((asked.encoded, str(error)))
             return
         asked.features.append(features)
