@@ -379,6 +379,8 @@ def job_failed(reason: str, message: str) -> StoryError:
         return out_of_memory(message)
     if reason == DEADLINE_EXCEEDED:
         return StoryError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_EXCEEDED, message)
+    if reason == "STORY_UNSUITABLE":
+        return StoryError(grpc.StatusCode.FAILED_PRECONDITION, reason, message)
     return story_failed(reason, message)
 
 

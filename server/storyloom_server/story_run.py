@@ -238,7 +238,9 @@ class StoryRun:
             AnchorFrame(frames[index].prompt, frames[index].seed, self._frames[index].latents)
             for index in window.anchors
         )
-        return replace(self.story.plan.job, frames=tuple(frames[index] for index in window.frames), anchors=anchors)
+        job = replace(self.story.plan.job, frames=tuple(frames[index] for index in window.frames), anchors=anchors)
+        # Of those that only other windows show, nothing is to be known here.
+        return replace(job, identities=tuple(each for each in job.identities if each.character in job.characters))
 
     async def _submit(self, job_id: str, job: StoryJob, window: Window) -> None:
         checkpoint, done_steps = await self._last_checkpoint(window)

@@ -64,6 +64,7 @@ class NullBackend:
     def encode(self, job: StoryJob) -> NullState:
         words = frozenset(word for frame in job.frames for word in frame.prompt.text.split())
         _misbehave("encode", words)
+        assert all(identity.character in job.characters for identity in job.identities)
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
         return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])

@@ -1,6 +1,6 @@
 """Says what is in pictures without looking closely: the first pixel decides.
 
-A red one shows no face, a blue one three of them; a black one kills the process, and a white one takes
+A red one shows no face, a blue one three of them; a magenta one kills the process, and a white one takes
 STORYLOOM_TEST_ENCODE_SECONDS. STORYLOOM_TEST_ENCODERS is the fingerprint.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.features import Reference, ReferenceFeatures
 
-RED, BLUE, BLACK, WHITE = (255, 0, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+RED, BLUE, DEADLY, WHITE = (255, 0, 0), (0, 0, 255), (255, 0, 255), (255, 255, 255)
 
 
 class NullEncoder:
@@ -32,7 +32,7 @@ class NullEncoder:
             raise ReferenceProblem("no face was found; send a picture that shows the face from the front")
         if first == BLUE:
             notes.append("3 faces; the largest was taken")
-        if first == BLACK:
+        if first == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
         if first == WHITE:
             time.sleep(float(os.environ.get("STORYLOOM_TEST_ENCODE_SECONDS", "0")))

@@ -23,6 +23,7 @@ from storyloom.v1 import (
     story_pb2,
     story_service_pb2,
 )
+from tests.server.casts import picture
 from tests.server.fuzzing import Maker, hostile_bytes, mutated
 from tests.server.processes import resident_bytes
 from tests.server.serving import ServerProcess, generate, serving, story
@@ -61,8 +62,11 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("fuzz"), tiny_package, "--admin") as running:
+def server(
+    tiny_package: Path, identity_package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    arguments = ("--admin", "--model", str(identity_package))
+    with serving(tmp_path_factory.mktemp("fuzz"), tiny_package, *arguments) as running:
         yield running
 
 
@@ -103,18 +107,23 @@ def maker_for(channel: grpc.Channel, draw: random.Random) -> Maker:
     finished = list(generate(channel, asked))[-1].story_id
     new = character_service_pb2.CreateCharacterRequest(name="mia", description="a girl")
     kept = character_service_pb2_grpc.CharacterServiceStub(channel).CreateCharacter(new, timeout=60).character
+    seen = story_pb2.Story()
+    seen.CopyFrom(asked)
+    seen.settings.model = "identity"
+    seen.characters[0].references.add(picture=picture())
     requests: list[Message] = [
         asked,
-        new,
+        seen.characters[0].references[0],
+        character_service_pb2.CreateCharacterRequest(name="mia", reference_pictures=seen.characters[0].references),
         story_service_pb2.GenerateStoryRequest(story=asked),
-        story_service_pb2.CreateStoryRequest(story=asked),
+        story_service_pb2.CreateStoryRequest(story=seen),
         story_service_pb2.ExtendStoryRequest(story_id=finished, frames=asked.frames),
         story_service_pb2.RedoFrameRequest(story_id=finished, frame_index=1),
         story_service_pb2.WatchStoryRequest(story_id=finished),
         story_service_pb2.GetStoryRequest(story_id=finished, include_images=True),
     ]
     sound = {message.DESCRIPTOR.full_name: message for message in requests}
-    return Maker(draw, sound, [finished, kept.character_id, "tiny"])
+    return Maker(draw, sound, [finished, kept.character_id, "tiny", "identity", "storynizor"])
 
 
 def make(draw: random.Random, maker: Maker) -> Sent:

@@ -17,9 +17,9 @@ from storyloom.v1 import character_service_pb2_grpc, story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.identity.features import IdentityFeatures, Reference
 from storyloom_server import messages
-from tests.server.casts import PINK, cast_story, encoded, free_port, keep, made, picture, pixels, refusal
+from tests.server.casts import GREEN, PINK, cast_story, encoded, free_port, keep, made, picture, pixels, refusal
 from tests.server.engines import ENDLESS, Heard, engine_options, job, spec, submit, supervised
-from tests.server.null_encoder import BLACK, BLUE, WHITE
+from tests.server.null_encoder import BLUE, DEADLY, WHITE
 from tests.server.serving import (
     START_SECONDS,
     ServerProcess,
@@ -140,6 +140,20 @@ def test_a_restart_after_kill_makes_the_same_pictures(identity_package: Path, tm
         assert encoded(port) == {}
 
 
+def test_windows_know_those_whom_they_show(identity_package: Path, tmp_path: Path) -> None:
+    with measured(tmp_path, identity_package) as (_, channel, _):
+        long = cast_story(picture(PINK), frames=9)
+        long.characters.add(name="bo", description="a man", references=[story_pb2.Reference(picture=picture(GREEN))])
+        long.frames.extend([story_pb2.Frame(prompt="{bo} sits")] * 9)
+        nobody = story_pb2.Story()
+        nobody.CopyFrom(long)
+        for character in nobody.characters:
+            character.ClearField("references")
+        seen, unseen = made(channel, long), made(channel, nobody)
+        assert len(seen) == 18
+        assert all(one != other for one, other in zip(seen, unseen, strict=True)), "in every window"
+
+
 def test_an_engine_killed_while_it_encodes_is_asked_again(identity_package: Path, tmp_path: Path) -> None:
     with measured(tmp_path, identity_package, STORYLOOM_TEST_ENCODE_SECONDS="2") as (server, channel, port):
         call = generate(channel, cast_story(picture(WHITE)))
@@ -154,7 +168,7 @@ def test_pictures_that_kill_engines_are_given_up(identity_package: Path, tmp_pat
         for starts in (1, 3):
             wait_until(lambda starts=starts: server.log.count("engine ready") == starts, START_SECONDS)
             with pytest.raises(grpc.RpcError) as caught:
-                list(generate(channel, cast_story(picture(BLACK))))
+                list(generate(channel, cast_story(picture(DEADLY))))
             assert caught.value.code() is grpc.StatusCode.INTERNAL
             details = error_details(caught.value)
             assert details["ErrorInfo"].reason == "ENCODER_CRASHED"

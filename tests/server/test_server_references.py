@@ -1,6 +1,8 @@
 """References through a real server: which are taken, and which are refused and why."""
 
 import io
+import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from PIL import Image
 
 from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_pb2
 from tests.server.casts import GREEN, PINK, cast_story, keep, made, picture, refusal
-from tests.server.fuzzing import png_that_claims
-from tests.server.null_encoder import BLACK, BLUE, RED, WHITE
+from tests.server.fuzzing import png_that_claims, random_picture
+from tests.server.null_encoder import BLUE, RED, WHITE
 from tests.server.serving import ServerProcess, generate, record, serving
 
 
@@ -131,7 +133,7 @@ def test_bad_options_are_refused_all_at_once(channel: grpc.Channel) -> None:
     }
     masked = cast_story(picture(), picture())
     masked.characters[0].references[0].mask = picture(WHITE, size=(32, 32))
-    masked.characters[0].references[1].mask = picture(BLACK)
+    masked.characters[0].references[1].mask = picture((0, 0, 0))
     masked.settings.identity_adapter = "nobody"
     code, found = refusal(channel, masked)
     assert "make it the size of the picture" in found["story.characters[0].references[0].mask"]
@@ -168,3 +170,27 @@ def test_records_hold_no_pictures(channel: grpc.Channel) -> None:
     kept = record(channel, events[0].story_id).story.characters[0]
     assert [reference.picture for reference in kept.references] == [b"", b""]
     assert kept.identity.scale == 0.5
+
+
+def test_random_references_get_well_formed_answers(server: ServerProcess, channel: grpc.Channel) -> None:
+    draw = random.Random(20261122)  # noqa: S311 - no secrets here
+    codes: Counter[str] = Counter()
+    for _ in range(150):
+        asked = cast_story(*(random_picture(draw) for _ in range(draw.randrange(1, 4))), steps=1, frames=1)
+        for reference in asked.characters[0].references:
+            reference.mask = draw.choice((b"", b"", random_picture(draw)))
+            reference.role = draw.choice((0, 1, 2, 77))
+        codes[answer(channel, asked)] += 1
+    assert set(codes) == {"OK", "INVALID_ARGUMENT"}, codes
+    assert server.log.count("engine process started") == 1
+
+
+def answer(channel: grpc.Channel, asked: story_pb2.Story) -> str:
+    """The code of a story's call, which has all details where it is refused."""
+    try:
+        list(generate(channel, asked))
+    except grpc.RpcError:
+        code, found = refusal(channel, asked)
+        assert found, "each bad field is told"
+        return code.name
+    return "OK"

@@ -338,7 +338,7 @@ def test_a_full_server_refuses_before_anything_is_sent(tiny_package: Path, tmp_p
 
 def test_a_story_over_the_message_limit_is_refused(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        list(generate(channel, story("a" * (5 * 1024 * 1024))))
+        list(generate(channel, story("a" * (17 * 1024 * 1024))))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert kind(list(generate(channel, story("a dog", steps=1)))[-1]) == "done"
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storyloom_model.checks import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.pace import CheckpointPace
@@ -354,6 +355,9 @@ class Engine:
             log.error("job failed", extra=fields(job_id=job_id, **failure(error)))
             if self._backends[self._jobs[job_id].submit.model].is_out_of_memory(error):
                 self._fail(job_id, "OUT_OF_MEMORY", "the device has too little memory for this story; ask for less")
+                return
+            if isinstance(error, JobError):
+                self._fail(job_id, "STORY_UNSUITABLE", str(error))
                 return
             kind = type(error).__name__
             self._fail(job_id, "ENGINE_ERROR", f"the model raised {kind} for this story; see the server's log")
