@@ -158,7 +158,7 @@ class OrderTaker:
         priority = _priority(found, request.scheduling, tenant)
         complete = await self._characters.fill_in(story, tenant)
         plan = plan_story(complete, self._catalog)
-        known = 0 if parent is None else len(parent.story.characters)
+        known = None if parent is None else len(parent.story.characters)
         sources = await self._sources(found, story, tenant, known)
         if not isinstance(plan, StoryPlan):
             raise errors.invalid_story([*plan, *found.violations])
@@ -186,8 +186,10 @@ class OrderTaker:
         flags = [", ".join(dict.fromkeys((*found[path], *found[negative]))) for path in prompts]
         return {index: flag for index, flag in enumerate(flags) if flag}
 
-    async def _sources(self, found: Findings, story: story_pb2.Story, tenant: Tenant, known: int) -> tuple[Source, ...]:
-        """Where the looks come from of all characters but the first ``known``, which the parent has."""
+    async def _sources(
+        self, found: Findings, story: story_pb2.Story, tenant: Tenant, known: int | None
+    ) -> tuple[Source, ...]:
+        """Where the looks come from of all characters but the first ``known``, which a parent has."""
         model = self._catalog.find(story.settings.model) or self._catalog.default
         if not model.identity_adapters or story.settings.identity_adapter == NO_ADAPTER:
             return ()

@@ -94,20 +94,21 @@ class References:
             return tuple(await asyncio.to_thread(read_references, found, asked, self._limits, self._safety))
 
     async def sources(
-        self, found: Findings, characters: Sequence[pb.Character], tenant: str, *, first: int = 0
+        self, found: Findings, characters: Sequence[pb.Character], tenant: str, *, first: int | None = None
     ) -> tuple[Source, ...]:
         """Where the looks of a story's characters come from, with the pictures of the request checked.
 
         Args:
             characters: of the story, as many as may be; of each, so many references as may be are looked at.
-            first: index of the first character to look at; those before it are of another story.
+            first: index of the first character to look at, of a story that goes on from another; those before it are
+                the other's. None for a new story.
 
         Raises:
             StoryError: NOT_FOUND for a kept character that the tenant has not.
         """
         gathered = []
-        for index, character in enumerate(characters[first:], start=first):
-            path = f"story.characters[{index}]"
+        for index, character in enumerate(characters[first:]):
+            path = f"story.characters[{index}]" if first is None else f"new_characters[{index}]"
             if character.references:
                 asked = tuple(asked_references(f"{path}.references", character.references[:MAX_REFERENCES]))
                 gathered.append(Source(character.name, False, asked, read=await self.read(found, asked)))
