@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from storyloom_model.jobs import Identity, StoryJob
+from storyloom_model.jobs import Identity, JobError, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.solvers import SOLVERS
 
@@ -13,10 +13,6 @@ MAX_SCALE = 2.0
 """Of a character's identity."""
 MAX_LORA_WEIGHT = 2.0
 """Of a LoRA, either way."""
-
-
-class JobError(ValueError):
-    """A story cannot be made with this model package. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from storyloom_model.adapters import load_adapter, with_adapter
 from storyloom_model.attention import TextKeysValues, install_story_attention, text_keys_values
 from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
-from storyloom_model.checks import Abilities, JobError, check_job
+from storyloom_model.checks import Abilities, check_job
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
@@ -31,7 +31,7 @@ from storyloom_model.identity.casting import story_streams
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import IdentityStreams
-from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.jobs import AnchorFrame, JobError, StoryJob
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks

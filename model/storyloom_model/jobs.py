@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from storyloom_model.prompts import ComposedPrompt
 
 
+class JobError(ValueError):
+    """A story cannot be made with this model package. The message says what to change."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameJob:
     """One picture: its full prompt, and the seed (0 to 2**64 - 1) that alone decides its initial noise."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storyloom_model.checks import JobError
+from storyloom_model.jobs import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.pace import CheckpointPace
