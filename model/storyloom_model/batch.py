@@ -244,7 +244,7 @@ def _maps_by_story(states: Sequence[StoryState], maps: Tensor | None) -> list[Te
     groups = [state.job.group for state in states]
     by_story = torch.split(maps[: sum(groups)], groups)
     return [
-        own[:, : state.token_mask.shape[1]].clone() if state.crosses_frames else None
+        own[:, : state.token_mask.shape[1]].clone() if state.uses_maps else None
         for state, own in zip(states, by_story, strict=True)
     ]
 

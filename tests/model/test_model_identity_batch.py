@@ -157,6 +157,22 @@ def test_rows_have_the_streams_of_their_characters(identity_denoiser: Denoiser) 
     assert state.nbytes == identity_denoiser.encode(cast_job()).nbytes + streams.nbytes
 
 
+def test_regions_follow_the_step_before_without_attention_across_frames_too(identity_denoiser: Denoiser) -> None:
+    """Those of the first layer, which has no maps before it."""
+    job = cast_job(identity("mia", 1), identity("bo", 2), cross_frame=False)
+    states = [identity_denoiser.encode(job) for _ in range(2)]
+    for state in states:
+        identity_denoiser.step([state])
+    maps = states[0].previous_maps
+    assert maps is not None
+    states[1].previous_maps = maps.flip(1)
+    identity_denoiser.step([states[0]])
+    identity_denoiser.step([states[1]])
+    assert torch.equal(states[0].latents[0], states[1].latents[0])  # Mia is alone there.
+    assert not torch.equal(states[0].latents[1], states[1].latents[1])
+    assert finish(identity_denoiser, cast_job(cross_frame=False)).previous_maps is None
+
+
 def test_anchors_have_identities_too(identity_denoiser: Denoiser) -> None:
     anchors = tiny_anchors(identity_denoiser, 3)
     job = cast_job(identity("mia", 1), frames=1, anchors=anchors)
