@@ -65,7 +65,7 @@ class DetectorRecipe:
 class SegmenterRecipe:
     """Trains on the detector's scenes."""
 
-    steps: int = 260
+    steps: int = 200
     batch: int = 16
     learning_rate: float = 5e-3
     seed: int = 0
