@@ -36,7 +36,7 @@ TINY = IdentityRecipe(
     recogniser=RecogniserRecipe(steps=2, batch=4),
     image=ImageEncoderRecipe(width=32, layers=2, heads=2, projection=16, steps=2, batch=4),
     detector=DetectorRecipe(steps=2, batch=2),
-    segmenter=SegmenterRecipe(steps=2, batch=2),
+    segmenter=SegmenterRecipe(steps=2, batch=2, size=64),
 )  # fmt: skip
 
 

@@ -63,10 +63,11 @@ class DetectorRecipe:
 
 @dataclass(frozen=True)
 class SegmenterRecipe:
-    """Trains on the detector's scenes."""
+    """Trains on the detector's scenes, reduced to `size`."""
 
-    steps: int = 200
-    batch: int = 16
+    steps: int = 160
+    batch: int = 12
+    size: int = 128
     learning_rate: float = 5e-3
     seed: int = 0
 

@@ -97,7 +97,7 @@ class IdentityPipeline:
             "image encoder": {
                 "faces": self._named(self.faces(Split.TEST)), "characters": self._named(self.characters(Split.TEST)),
             },
-            "segmentation": {"iou": round(segmentation_iou(self.segmenter, scenes), 4), "pictures": len(scenes)},
+            "segmentation": {"iou": round(segmentation_iou(self.segmenter, scenes, self.recipe.segmenter.size), 4), "pictures": len(scenes)},
         }  # fmt: skip
 
     @torch.inference_mode()

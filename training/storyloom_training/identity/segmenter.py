@@ -54,8 +54,9 @@ def train_segmenter(recipe: SegmenterRecipe, data: SceneSet, folder: Path) -> Pe
 
     def compute(stage: Stage) -> Losses:
         chosen = torch.randint(len(data), (recipe.batch,), generator=draw).numpy()
-        pictures = augment(to_input(torch.from_numpy(data.pixels[chosen])), draw, shifts=False)
-        people = torch.from_numpy(data.masks[chosen])[:, None].float()
+        pictures = reduced(to_input(torch.from_numpy(data.pixels[chosen])), recipe.size)
+        pictures = augment(pictures, draw, shifts=False)
+        people = reduced(torch.from_numpy(data.masks[chosen])[:, None].float(), recipe.size)
         if torch.rand((), generator=draw) < 0.5:
             pictures, people = pictures.flip(3), people.flip(3)
         logits = model.logits(pictures.contiguous(memory_format=torch.channels_last))
@@ -70,13 +71,17 @@ def train_segmenter(recipe: SegmenterRecipe, data: SceneSet, folder: Path) -> Pe
     return model
 
 
+def reduced(maps: Tensor, size: int) -> Tensor:
+    return F.interpolate(maps, (size, size), mode="bilinear", antialias=True)
+
+
 @torch.inference_mode()
-def segmentation_iou(network: PersonNet, data: SceneSet) -> float:
-    """Mean over pictures of intersection over union."""
+def segmentation_iou(network: PersonNet, data: SceneSet, size: int) -> float:
+    """Mean over pictures, reduced to `size`, of intersection over union."""
     values = []
     for start in range(0, len(data), 16):
-        found = network(to_input(torch.from_numpy(data.pixels[start : start + 16])))[:, 0] > 0.5
-        people = torch.from_numpy(data.masks[start : start + 16])
+        found = network(reduced(to_input(torch.from_numpy(data.pixels[start : start + 16])), size))[:, 0] > 0.5
+        people = reduced(torch.from_numpy(data.masks[start : start + 16])[:, None].float(), size)[:, 0] > 0.5
         both, either = (found & people).flatten(1).sum(1), (found | people).flatten(1).sum(1)
         values.append(both / either.clamp(min=1))
     return float(torch.cat(values).mean())

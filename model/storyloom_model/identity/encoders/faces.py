@@ -13,8 +13,10 @@ from storyloom_model.identity.encoders.crops import Pixels, aligned_face
 from storyloom_model.identity.encoders.errors import EncodersError
 
 EMBEDDING = 512
-SMALL_PICTURE = 160
-"""Pictures up to this side are searched for faces at 256 pixels, larger ones at 640."""
+SMALL_PICTURE = 400
+"""Pictures up to this side are searched for faces at 256 pixels, larger ones at 640 too, for small faces in them."""
+NESTED = 0.6
+"""Part of its box that lies in a surer face's box from which on a find is a part of that face."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,11 +78,11 @@ class FaceEncoder:
     def faces(self, picture: Pixels) -> list[Face]:
         """All faces of a picture, uint8 [h, w, 3] RGB, the most prominent first: large, and near the middle."""
         bgr = np.ascontiguousarray(picture[..., ::-1])
-        side = 256 if max(picture.shape[:2]) <= SMALL_PICTURE else 640
-        boxes, landmarks = self._detector.detect(bgr, input_size=(side, side))
+        sizes = [(256, 256)] if max(picture.shape[:2]) <= SMALL_PICTURE else [(256, 256), (640, 640)]
+        boxes, landmarks = self._detector.detect(bgr, input_size=sizes)
         if landmarks is None:
             return []
-        found = [self._face(bgr, box, points) for box, points in zip(boxes, landmarks, strict=True)]
+        found = [self._face(bgr, boxes[index], landmarks[index]) for index in _separate(boxes)]
         height, width = picture.shape[:2]
         return sorted(found, key=lambda face: prominence(face, width, height), reverse=True)
 
@@ -98,6 +100,17 @@ def prominence(face: Face, width: int, height: int) -> float:
     away = np.hypot(x / width - 0.5, y / height - 0.5)
     left, top, right, bottom = face.box
     return float((right - left) * (bottom - top) * (1 - away))
+
+
+def _separate(boxes: NDArray[np.float32]) -> list[int]:
+    """The boxes [n, 5], surest first, less the parts of surer ones: a large face can look like a small one within."""
+    kept: list[int] = []
+    for index, box in enumerate(boxes):
+        low, high = np.maximum(box[:2], boxes[kept, :2]), np.minimum(box[2:4], boxes[kept, 2:4])
+        common = (high - low).clip(min=0).prod(1)
+        if not (common > NESTED * (box[2:4] - box[:2]).prod()).any():
+            kept.append(index)
+    return kept
 
 
 def find_pack(folder: Path) -> Path:

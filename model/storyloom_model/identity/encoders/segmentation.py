@@ -35,7 +35,7 @@ class Segmenter(Protocol):
 class BuiltInSegmenter:
     """A small network in ONNX: pictures [n, 3, h, w] in [-1, 1], sides of 16 k, to probabilities [n, 1, h, w]."""
 
-    SIDE = 192
+    SIDE = 128
 
     def __init__(self, file: Path, device: str = "cpu") -> None:
         import onnxruntime
