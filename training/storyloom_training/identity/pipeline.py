@@ -89,6 +89,7 @@ class IdentityPipeline:
         detection = measure_detection(
             lambda pixels: [(face.box, face.landmarks) for face in encoder.faces(pixels)], scenes.scenes()
         )
+        iou = segmentation_iou(self.segmenter, scenes, self.recipe.segmenter.size)
         verification = verify(network_embedder(self.recogniser), self.faces(Split.TEST))
         return {
             "recipe": asdict(self.recipe),
@@ -97,7 +98,7 @@ class IdentityPipeline:
             "image encoder": {
                 "faces": self._named(self.faces(Split.TEST)), "characters": self._named(self.characters(Split.TEST)),
             },
-            "segmentation": {"iou": round(segmentation_iou(self.segmenter, scenes, self.recipe.segmenter.size), 4), "pictures": len(scenes)},
+            "segmentation": {"iou": round(iou, 4), "pictures": len(scenes)},
         }  # fmt: skip
 
     @torch.inference_mode()
