@@ -37,7 +37,7 @@ from storyloom_model.adapters import load_adapter
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.manifest import NO_ADAPTER
-from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.package import ModelPackage, PackageError, components_in
 
 NUMERICS = (
     "Softmax, group normalisation, maps and masks in float32 at least; Otsu's threshold in whole numbers and float64; "
@@ -72,6 +72,10 @@ def export_package(
         ArtefactError: what quantises is not installed.
         PackageError: the package has a component that cannot be exported, or an adapter that is not for its UNet.
     """
+    if "text_encoder_2" in components_in(package.folder):
+        raise PackageError(
+            f"{package.folder} is a model in the form of SDXL, which cannot be exported yet; serve it with torch"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         partial = Path(scratch) / folder.name

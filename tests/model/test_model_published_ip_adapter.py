@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from storyloom_kernels import GroupLayout
+from storyloom_model.adapters import with_adapter
+from storyloom_model.attention import StoryAttention, install_story_attention
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures
 from storyloom_model.identity.published.adapters import EMPTY_STATES, method_of, read_adapter
 from storyloom_model.identity.published.forms import detect
 from storyloom_model.identity.published.layers import attention_layers
+from storyloom_model.identity.streams import pack_streams
+from storyloom_model.low_rank import fuse
 from storyloom_model.package import PackageError
 from tests.model.published_files import (
     adapter_shapes,
@@ -97,6 +102,31 @@ def test_layers_have_the_weights_that_diffusers_gives_them(method: str, unet: An
     for layer, processor in zip(ours, theirs, strict=True):
         assert torch.equal(layer.to_k, processor.to_k_ip[0].weight)
         assert torch.equal(layer.to_v, processor.to_v_ip[0].weight)
+
+
+@torch.inference_mode()
+def test_a_whole_file_makes_the_unet_say_what_it_says_in_diffusers(unet: Any) -> None:
+    """FaceID-plus version 2: tokens, identity attention and low-rank changes at once, through both UNets."""
+    method, features = "ip-adapter-faceid-plusv2", identity(1)
+    theirs = in_diffusers(method, unet)
+    loras = unet._load_ip_adapter_loras([nested(weights_of(method, unet))])[0]
+    theirs.load_lora_adapter(loras, prefix="unet", adapter_name="faceid")
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 64)
+    projection = theirs.encoder_hid_proj.image_projection_layers[0]
+    reference = features.references[0]
+    projection.clip_embeds, projection.shortcut = torch.tensor(reference.face_states)[None, None], True
+    face = torch.tensor(reference.face)[None, None]
+    expected = theirs(latents, 500, text, added_cond_kwargs={"image_embeds": [face]}).sample
+
+    adapter = read(method, unet)
+    ours = with_adapter(unet, fuse(unet, [(adapter.low_rank, 1.0)]), method)
+    install_story_attention(ours)
+    streams = adapter.maker.streams({"mia": CharacterIdentity(features)})
+    seen = pack_streams([streams], ["mia"], scale=adapter.scale).project(adapter.layers)
+    story = StoryAttention(GroupLayout((1,)), (8, 8), torch.ones(1, 1, 7), identity=seen)
+    found = ours(latents, 500, text, cross_attention_kwargs={"story": story}).sample
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (found - unet(latents, 500, text).sample).abs().max() > 1e-2
 
 
 @torch.inference_mode()
