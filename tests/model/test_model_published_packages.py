@@ -412,3 +412,15 @@ def test_encoders_say_what_they_lack(published: Path, encoders: tuple[Path, Path
     add = ["add", published / "base", "--to", tmp_path / "package"]
     assert "has no .onnx files" in refused(*add, "--faces", image, "--image-encoder", image)
     assert "it lacks config.json" in refused(*add, "--faces", faces, "--image-encoder", faces)
+
+
+def test_pickled_tensors_may_share_memory(base: Path, tmp_path: Path) -> None:
+    file = base / "text_encoder" / WEIGHTS["text_encoder"]
+    weights = load_file(file)
+    layer = next(key for key in weights if key.endswith("final_layer_norm.weight"))
+    bias = layer.replace("weight", "bias")
+    weights[layer] = weights[bias] = torch.ones(TEXT_WIDTH)
+    file.unlink()
+    torch.save(weights, file.with_name("pytorch_model.bin"))
+    added("add", base, "--to", tmp_path / "package", "--allow-pickle")
+    assert torch.equal(load_file(tmp_path / "package" / "text_encoder" / WEIGHTS["text_encoder"])[bias], torch.ones(32))

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from storyloom_model.adding.components import empty_component
+from storyloom_model.adding.components import empty_component, save_weights
 from storyloom_model.adding.record import Record
 from storyloom_model.identity.published.adapters import EMPTY_STATES, keeps_of, method_of, read_adapter, reads_states
 from storyloom_model.identity.published.files import read_metadata, read_weights
@@ -70,7 +69,7 @@ def take_adapter(
             weights = {**weights, EMPTY_STATES: states}
     record.add(f"identity adapter {name}", file, note)
     path = f"identity/{name}.safetensors"
-    _save(folder / path, weights)
+    save_weights(weights, folder / path)
     added = IdentityAdapterFile(file=path, method=method, keeps=keeps_of(method))
     limits = manifest.limits
     if form == Form.IP_ADAPTER_FULL:
@@ -93,7 +92,7 @@ def _take_lora(
     path = f"loras/{name}.safetensors"
     halves = {f"{key}.down": change.down for key, change in changes[UNET].items()}
     halves |= {f"{key}.up": change.scale * change.up for key, change in changes[UNET].items()}
-    _save(folder / path, halves)
+    save_weights(halves, folder / path)
     return manifest.model_copy(update={"loras": {**manifest.loras, name: path}})
 
 
@@ -119,11 +118,6 @@ def _empty_states(folder: Path, manifest: Manifest) -> Tensor | None:
     side = encoder.config.image_size
     states: Tensor = encoder(torch.zeros(1, 3, side, side), output_hidden_states=True).hidden_states[-2][0]
     return states.clone()
-
-
-def _save(file: Path, weights: Mapping[str, Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, file)
 
 
 def _name_of(file: Path) -> str:

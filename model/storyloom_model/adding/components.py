@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from storyloom_model.adding.record import Record
@@ -78,6 +79,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Writes safetensors, which hold no tensors that share memory, as torch files do."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous().clone() for key, value in weights.items()}, file)
+
+
 def _take_weights(source: Path, target: Path, names: _Weights, record: Record, *, allow_pickle: bool) -> None:
     safe = f"{names.safe}.safetensors"
     index = source / f"{safe}.index.json"
@@ -95,8 +102,7 @@ def _take_weights(source: Path, target: Path, names: _Weights, record: Record, *
     if not pickled.is_file():
         raise PackageError(f"{source} has no weights; it needs {safe}")
     record.add(target.name, pickled, "converted")
-    save_file({key: value.contiguous() for key, value in read_weights(pickled, allow_pickle=allow_pickle).items()},
-              target / safe)  # fmt: skip
+    save_weights(read_weights(pickled, allow_pickle=allow_pickle), target / safe)
 
 
 def _take(source: Path, target: Path, record: Record) -> None:
