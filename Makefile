@@ -8,7 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        quality-judge clean
+        train-adapter quality-judge quality-references clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -101,6 +101,13 @@ train-identity-encoders: $(VENV)/.dev  ## train what looks at references: faces,
 
 quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
 	@$(BIN)/python -m benchmarks.quality.judge_training
+
+METHOD ?= storynizor
+train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=storymaker or an ablation, RUN=folder of train-mini
+	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN)
+
+quality-references: $(VENV)/.dev  ## measure what frames take over from one reference picture of held-out people
+	$(BIN)/python -m benchmarks.quality.references
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

@@ -25,9 +25,7 @@ def injector() -> StorynizorInjector:
 def _reference(seed: int) -> ReferenceFeatures:
     draw = np.random.default_rng(seed)
     face = draw.normal(size=8).astype(np.float32)
-    return ReferenceFeatures(
-        face=face / np.linalg.norm(face), face_states=draw.normal(size=(5, 12)).astype(np.float16)
-    )
+    return ReferenceFeatures(face=face / np.linalg.norm(face), face_states=draw.normal(size=(5, 12)).astype(np.float16))
 
 
 def _identity(*seeds: int) -> CharacterIdentity:

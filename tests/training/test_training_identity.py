@@ -19,6 +19,7 @@ from storyloom_training.config import SMOKE, Recipe
 from storyloom_training.identity.adapters.batches import BatchSource, of_others
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.crops import Crops, people_crops
+from storyloom_training.identity.adapters.encoder import PackageEncoder
 from storyloom_training.identity.adapters.export import save_adapter
 from storyloom_training.identity.adapters.features import people_features
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
@@ -231,6 +232,18 @@ def test_features_of_other_encoders_are_refused(bench: Bench) -> None:
     other.fingerprint = "another"  # type: ignore[misc]
     with pytest.raises(ValueError, match="other features"):
         people_features(folder, crops, other)
+
+
+def test_the_packages_encoders_read_crops() -> None:
+    package = Path(__file__).parents[2] / "weights" / "storyloom-mini"
+    encoder = PackageEncoder(package / "faces", package / "image_encoder")
+    crops = np.random.default_rng(0).integers(0, 255, (3, 112, 112, 3), np.uint8)
+    faces, states = encoder.faces(crops), encoder.states(crops)
+    assert faces.shape == (3, 512)
+    np.testing.assert_allclose(np.linalg.norm(faces, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(encoder.faces(crops[1:2])[0], faces[1], atol=1e-4)
+    np.testing.assert_allclose(encoder.states(crops[1:2])[0], states[1], atol=2e-2)
+    assert encoder.fingerprint == PackageEncoder(package / "faces", package / "image_encoder").fingerprint
 
 
 def test_the_recipe_has_the_papers_dropout() -> None:

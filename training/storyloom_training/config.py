@@ -101,10 +101,11 @@ class AdapterRecipe:
     groups: int = 4
     frames: int = 4
     feature_groups: int = 1500  # how many groups of the data get features
-    steps: int = 300
-    learning_rate: float = 1e-3
+    steps: int = 250
+    learning_rate: float = 4e-4
     warmup: int = 20
     say_steps: int = 600  # steps in which the resampler first learns to say what the text says of people
+    say_learning_rate: float = 1e-3
     say_batch: int = 64
     stacked: bool = False  # the ablation: all references of a group at once, in place of shuffled ones
     full_odds: float = 0.2

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from storyloom_model.identity.encoders.faces import find_pack, providers_for
+from storyloom_model.identity.encoders.image import ImageEncoder
+from storyloom_model.identity.encoders.references import encoders_fingerprint
 from storyloom_training.identity.adapters.crops import Crops
 
 
 class PackageEncoder:
-    """Recogniser of the face pack in `faces`, and the image encoder in `images` (transformers' layout)."""
+    """Recogniser of the face pack in the folder `faces`, and the image encoder at `image`.
 
-    def __init__(self, faces: Path, images: Path) -> None:
-        (self._pack,) = (faces / "models").iterdir()
-        self._images = images
+    Raises:
+        EncodersError: one is missing or damaged.
+    """
+
+    def __init__(self, faces: Path, image: Path) -> None:
+        model_zoo: Any = importlib.import_module("insightface.model_zoo")
+        files = sorted(find_pack(faces).glob("*.onnx"))
+        models = (model_zoo.get_model(str(file), providers=providers_for("cpu")) for file in files)
+        self._recogniser = next(model for model in models if getattr(model, "taskname", None) == "recognition")
+        self._image = ImageEncoder.load(image)
+        self._files = (Path(self._recogniser.model_file), image)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights."""
-        digest = hashlib.sha256()
-        for file in (Path(self._recogniser.model_file), *sorted(self._images.glob("*.safetensors"))):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
+        """Of recogniser and image encoder; features do not depend on what finds the faces."""
+        return encoders_fingerprint(self._files)
 
     def faces(self, crops: Crops) -> NDArray[np.float32]:
         """Aligned faces [n, 112, 112, 3] RGB -> embeddings of length 1, [n, 512]."""
@@ -37,24 +42,6 @@ class PackageEncoder:
         unit: NDArray[np.float32] = found / np.linalg.norm(found, axis=1, keepdims=True)
         return unit
 
-    @torch.inference_mode()
-    def states(self, crops: Crops) -> NDArray[np.float32]:
+    def states(self, crops: Crops) -> NDArray[np.float16]:
         """Pictures [n, h, w, 3] RGB -> penultimate hidden states [n, tokens, width]."""
-        processor, model = self._vision
-        pixels = processor(list(crops), return_tensors="pt").pixel_values
-        hidden: NDArray[np.float32] = model(pixels, output_hidden_states=True).hidden_states[-2].numpy()
-        return hidden
-
-    @cached_property
-    def _recogniser(self) -> Any:
-        model_zoo: Any = importlib.import_module("insightface.model_zoo")
-
-        files = sorted(self._pack.glob("*.onnx"))
-        models = (model_zoo.get_model(str(file), providers=["CPUExecutionProvider"]) for file in files)
-        return next(model for model in models if getattr(model, "taskname", None) == "recognition")
-
-    @cached_property
-    def _vision(self) -> tuple[Any, Any]:
-        processor: Any = CLIPImageProcessor
-        model = CLIPVisionModelWithProjection.from_pretrained(self._images, local_files_only=True).eval()
-        return processor.from_pretrained(self._images, local_files_only=True), model
+        return np.stack([features.states for features in self._image.encode(list(crops))])

@@ -38,7 +38,7 @@ class CropEncoder(Protocol):
         """Aligned faces -> embeddings of length 1, [n, 512]."""
         ...
 
-    def states(self, crops: Crops) -> NDArray[np.float32]:
+    def states(self, crops: Crops) -> NDArray[np.floating[Any]]:
         """Pictures -> penultimate states, [n, tokens, width]."""
         ...
 
@@ -110,7 +110,7 @@ def people_features(
     return PeopleFeatures(folder)
 
 
-def _encode(file: Path, crops: Crops, encode: Callable[[Crops], NDArray[np.float32]]) -> None:
+def _encode(file: Path, crops: Crops, encode: Callable[[Crops], NDArray[np.floating[Any]]]) -> None:
     starts = range(0, len(crops), _BATCH)
     batches = (crops[start : start + _BATCH] for start in track(starts, f"encoding {file.stem}"))
     np.save(file, np.concatenate([encode(batch).astype(np.float16) for batch in batches]))

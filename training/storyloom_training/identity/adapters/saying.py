@@ -28,10 +28,10 @@ def learn_to_say(
         name="say",
         folder=folder,
         model=maker,
-        optimizer=torch.optim.AdamW(maker.parameters(), lr=plan.learning_rate, weight_decay=0.01, fused=True),
+        optimizer=torch.optim.AdamW(maker.parameters(), lr=plan.say_learning_rate, weight_decay=0.01, fused=True),
         steps=plan.say_steps,
         warmup=plan.warmup,
-        learning_rate=plan.learning_rate,
+        learning_rate=plan.say_learning_rate,
         generator=torch.Generator().manual_seed(bench.recipe.seed + 5),
     )
 
