@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def sample(server: ServerProcess, scrape: Scrape, state: Path, began: float) -> 
             ("processor_seconds", processor_seconds),
         )
     }
-    blobs = [path.stat().st_size for path in (state / "blobs").rglob("*") if path.is_file()]
+    blobs = sizes(state / "blobs")
     return found | {
         "seconds": time.monotonic() - began,
         "open_stories": metrics.total("storyloom_stories_in_flight") + metrics.total("storyloom_stories_queued"),
@@ -218,6 +219,16 @@ def sample(server: ServerProcess, scrape: Scrape, state: Path, began: float) -> 
         "blob_bytes": float(sum(blobs)),
         "blobs": float(len(blobs)),
     }
+
+
+def sizes(folder: Path) -> list[int]:
+    """Of all files below a folder in use: some come and go while they are counted."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                found.append(path.stat().st_size)
+    return found
 
 
 def growths(samples: Sequence[dict[str, float]], begin: float, end: float) -> dict[str, float]:
