@@ -82,7 +82,7 @@ def test_what_is_asked_is_kept(catalog: ModelCatalog) -> None:
         height=64,
         seed=0,
         consistency=pb.Consistency(enabled=False, adapter="none"),
-            identity_adapter="none",
+        identity_adapter="none",
         preview_interval=3,
     )
     story.settings.CopyFrom(asked)
