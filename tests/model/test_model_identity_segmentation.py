@@ -123,7 +123,7 @@ def _save_grounding_dino(folder: Path) -> None:
     )
     config = t.GroundingDinoConfig(
         backbone_config=swin(out_features=["stage2", "stage3", "stage4"], out_indices=[2, 3, 4]), text_config=text,
-        num_queries=6, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16, d_model=32,
+        num_queries=6, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16, decoder_ffn_dim=16, d_model=32,
         encoder_attention_heads=2, decoder_attention_heads=2, num_feature_levels=4, max_text_len=16,
     )  # fmt: skip
     t.GroundingDinoForObjectDetection(config).save_pretrained(folder)
