@@ -96,7 +96,7 @@ def _save_sam(folder: Path) -> None:
 
     vision = t.SamVisionConfig(
         hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16,
-        mlp_dim=32, global_attn_indexes=[1], window_size=2,
+        mlp_dim=32, global_attn_indexes=[1], window_size=2, num_pos_feats=4,
     )  # fmt: skip
     prompts = t.SamPromptEncoderConfig(hidden_size=8, image_size=64, patch_size=16, mask_input_channels=4)
     masks = t.SamMaskDecoderConfig(
