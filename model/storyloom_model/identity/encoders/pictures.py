@@ -81,7 +81,7 @@ def _upright(data: bytes, what: str) -> tuple[Image.Image, tuple[str, ...]]:
         raise ReferenceProblem(f"the {what} is not an image file; send one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise _too_large(what, "far too many") from error
-    except Exception as error:  # noqa: BLE001 - Pillow's readers raise whatever damaged data lead them to
+    except Exception as error:
         raise ReferenceProblem(f"the {what} is damaged ({error}); send another file") from error
     return upright, (f"the {what} is animated: its first frame was taken",) if animated else ()
 
