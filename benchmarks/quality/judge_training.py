@@ -24,10 +24,10 @@ SEED = 7
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 250,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 700,
     people: Annotated[int, typer.Option(min=2, help="Training faces.")] = 2000,
     pictures: Annotated[int, typer.Option(min=2, help="Pictures of each.")] = 6,
-    held_out: Annotated[int, typer.Option(min=2, help="Faces of the test split to measure on.")] = 100,
+    held_out: Annotated[int, typer.Option(min=2, help="Faces of the test split to measure on.")] = 150,
     folder: Annotated[Path, typer.Option(help="Rendered faces and checkpoints.")] = Path("runs/identity"),
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
     output: Annotated[Path, typer.Option(help="Where the weights go; a .json beside them.")] = WEIGHTS,
