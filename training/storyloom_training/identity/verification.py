@@ -51,7 +51,7 @@ def network_embedder(network: nn.Module) -> Embedder:
 
 
 def verify(embed: Embedder, faces: CropSet) -> dict[str, Verification]:
-    """Verification on all impostor pairs ("all") and on those of equal age, gender and skin ("alike")."""
+    """Verification on all impostor pairs ("all") and, if any, on those of equal age, gender and skin ("alike")."""
     embeddings = embed(faces.pixels)
     embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosines = embeddings @ embeddings.T
@@ -59,10 +59,8 @@ def verify(embed: Embedder, faces: CropSet) -> dict[str, Verification]:
     upper = np.triu(np.ones_like(same), 1)
     columns = [list(ATTRIBUTES).index(name) for name in ALIKE]
     alike = (faces.labels[:, None, columns] == faces.labels[None][..., columns]).all(-1)
-    return {
-        "all": _score(cosines, same & upper, ~same & upper, faces.who),
-        "alike": _score(cosines, same & upper, ~same & alike & upper, faces.who),
-    }
+    impostors = {"all": ~same & upper, "alike": ~same & alike & upper}
+    return {name: _score(cosines, same & upper, other, faces.who) for name, other in impostors.items() if other.any()}
 
 
 def _score(
