@@ -1,0 +1,29 @@
+"""Which jobs may take a step together."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from storyloom_model.jobs import Identity
+from storyloom_server.engine.shapes import compatibility_key
+from tests.server.engines import job
+
+KEPT: list[dict[str, Any]] = [
+    {"steps": 7}, {"guidance_scale": 1.0}, {"solver": "unipc"}, {"negative_prompt": "rain"}, {"adapter": ""},
+    {"identity_adapter": "storynizor"},
+]  # fmt: skip
+PARTED: list[dict[str, Any]] = [
+    {"width": 64}, {"adapter": "amsa"}, {"loras": (("ink", 0.5),)},
+    {"identities": (Identity("mia", b""),), "identity_adapter": "storynizor"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", KEPT)
+def test_what_may_differ(change: dict[str, Any]) -> None:
+    assert compatibility_key("mini", replace(job(), **change)) == compatibility_key("mini", job())
+
+
+@pytest.mark.parametrize("change", PARTED)
+def test_what_must_not_differ(change: dict[str, Any]) -> None:
+    assert compatibility_key("mini", replace(job(), **change)) != compatibility_key("mini", job())
