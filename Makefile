@@ -107,7 +107,7 @@ train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=storymaker or 
 	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN)
 
 quality-references: $(VENV)/.dev  ## measure what frames take over from one reference picture of held-out people
-	$(BIN)/python -m benchmarks.quality.references
+	$(BIN)/python -m benchmarks.quality.references $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out
