@@ -26,10 +26,13 @@ def identity_package(tiny_package: Path, tmp_path_factory: pytest.TempPathFactor
     manifest = yaml.safe_load(file.read_text())
     manifest["name"] = "identity"
     manifest["encoders"] = {"faces": "faces", "image": "image_encoder"}
-    manifest["identity_adapters"] = {"storynizor": {"file": "identity/storynizor.safetensors"}}
+    manifest["identity_adapters"] = {
+        "storynizor": {"file": "identity/storynizor.safetensors", "method": "storynizor", "keeps": ["face", "hair"]}
+    }
     manifest["defaults"]["identity_adapter"] = "storynizor"
     file.write_text(yaml.safe_dump(manifest))
-    (folder / "identity").mkdir()
+    for part in ("faces", "image_encoder", "identity"):
+        (folder / part).mkdir()
     (folder / "identity" / "storynizor.safetensors").touch()
     return folder
 
