@@ -1,0 +1,1 @@
+"""Does the person of the reference pictures come back in the frames? Measured on people that no training saw."""
