@@ -12,7 +12,7 @@ RUN ?= runs/$(RECIPE)
         quality-references clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
 
 $(VENV)/.server $(VENV)/.dev: pyproject.toml scripts/install.sh
 	@PYTHON=$(PYTHON) scripts/install.sh $(VENV) $(patsubst $(VENV)/.%,%,$@)
