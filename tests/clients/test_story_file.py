@@ -262,7 +262,7 @@ def test_any_story_survives_being_written_as_yaml(data: st.DataObject, title: st
     mention = st.sampled_from(sorted(cast)).map(lambda name: f"{{{name}}}") if cast else st.nothing()
     prompts = data.draw(st.lists(literal | mention, min_size=1, max_size=4))
     story = Story.model_validate({"title": title, "characters": cast, "frames": prompts})
-    # In quotes: which plain words are numbers is another matter in YAML 1.1, which PyYAML writes, than in 1.2, as in 0E0.
+    # In quotes: YAML 1.1, which PyYAML writes, and 1.2 differ on which plain words are numbers, such as 0E0.
     text = yaml.safe_dump(story.model_dump(mode="json", exclude_unset=True), allow_unicode=True, default_style='"')
     assert Story.model_validate(parse(text).value) == story
     names = [name for name in cast for prompt in prompts if f"{{{name}}}" == prompt]
