@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.quality.weights import read_weights, write_weights
 from storyloom_training.identity.blocks import Residual, to_input
 
 EMBEDDING = 512
@@ -61,17 +61,11 @@ class Judge:
         Raises:
             FileNotFoundError: there are none; train them with `python -m benchmarks.quality.judge_training`.
         """
-        if not weights.exists():
-            raise FileNotFoundError(f"{weights} is missing; train it: python -m benchmarks.quality.judge_training")
-        network = JudgeNet()
-        network.load_state_dict(load_file(weights))
-        return cls(network)
+        return cls(read_weights(JudgeNet(), weights, "judge", "benchmarks.quality.judge_training"))
 
     def save(self, weights: Path) -> None:
         """Writes the weights in half precision."""
-        state = self.network.state_dict().items()
-        small = {name: value.half() if value.is_floating_point() else value for name, value in state}
-        save_file({name: value.contiguous() for name, value in small.items()}, weights)
+        write_weights(self.network, weights)
 
     @torch.inference_mode()
     def embed(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -9,32 +9,14 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.quality.attributes import HEADS, Reading
+from benchmarks.quality.weights import read_weights, write_weights
+from storyloom_training.identity.blocks import Residual, to_input
 
 WIDTHS = (48, 64, 96, 160)
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut (He et al., 2015); halves the size where `stride` is 2."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.first_norm = nn.BatchNorm2d(outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.second_norm = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.first_norm(self.first(x)))
-        shortcut = self.shortcut(F.avg_pool2d(x, 2) if self.stride == 2 else x)
-        return F.relu(self.second_norm(self.second(inner)) + shortcut)
 
 
 class AttributeNet(nn.Module):
@@ -48,7 +30,7 @@ class AttributeNet(nn.Module):
         super().__init__()
         stem = nn.Conv2d(3, WIDTHS[0], 5, 2, 2, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
-        self.stages = nn.Sequential(*(_Block(inputs, outputs, 2) for inputs, outputs in pairwise(WIDTHS)))
+        self.stages = nn.Sequential(*(Residual(inputs, outputs, 2) for inputs, outputs in pairwise(WIDTHS)))
         self.where = nn.Conv2d(WIDTHS[-1], len(HEADS), 1)
         self.heads = nn.ModuleList(nn.Linear(WIDTHS[-1], len(values)) for values in HEADS.values())
 
@@ -57,21 +39,6 @@ class AttributeNet(nn.Module):
         attention = self.where(features).flatten(2).softmax(2)
         pooled = attention @ features.flatten(2).transpose(1, 2)
         return {name: head(pooled[:, i]) for i, (name, head) in enumerate(zip(HEADS, self.heads, strict=True))}
-
-
-@torch.no_grad()
-def whiten(network: AttributeNet, pictures: Tensor) -> None:
-    """Starts the stem with the principal components of the pictures' patches, at equal variance, and their negatives.
-
-    Edges are faint beside flat colour; a whitened stem shows both to the layers above from the first step.
-    """
-    stem = network.stem[0]
-    assert isinstance(stem, nn.Conv2d)
-    size, count = stem.kernel_size[0], stem.out_channels // 2
-    patches = F.unfold(pictures, size, stride=size).transpose(1, 2).flatten(0, 1)
-    values, vectors = torch.linalg.eigh(patches.T.cov())
-    strongest = (vectors / (values + 1e-3).sqrt()).T.flip(0)[:count].reshape(count, 3, size, size)
-    stem.weight.copy_(torch.cat((strongest, -strongest)))
 
 
 class Reader:
@@ -87,29 +54,18 @@ class Reader:
         Raises:
             FileNotFoundError: there are none; train them with `python -m benchmarks.quality.reader`.
         """
-        if not weights.exists():
-            raise FileNotFoundError(f"{weights} is missing; train the reader: python -m benchmarks.quality.reader")
-        network = AttributeNet()
-        network.load_state_dict(load_file(weights))
-        return cls(network)
+        return cls(read_weights(AttributeNet(), weights, "reader", "benchmarks.quality.reader"))
 
     def save(self, weights: Path) -> None:
         """Writes the weights in half precision."""
-        state = self.network.state_dict().items()
-        small = {name: value.half() if value.is_floating_point() else value for name, value in state}
-        save_file({name: value.contiguous() for name, value in small.items()}, weights)
+        write_weights(self.network, weights)
 
     @torch.inference_mode()
     def read(self, pictures: npt.NDArray[np.uint8]) -> list[Reading]:
         """Names what each picture shows; `pictures` uint8 [n, h, w, 3] RGB."""
         readings: list[Reading] = []
         for start in range(0, len(pictures), 64):
-            logits = self.network(to_input(np.ascontiguousarray(pictures[start : start + 64])))
+            logits = self.network(to_input(torch.from_numpy(np.ascontiguousarray(pictures[start : start + 64]))))
             columns = [[HEADS[name][k] for k in row.argmax(1).tolist()] for name, row in logits.items()]
             readings += [dict(zip(logits, values, strict=True)) for values in zip(*columns, strict=True)]
         return readings
-
-
-def to_input(pictures: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 [n, h, w, 3] RGB -> float32 [n, 3, h, w] in [-1, 1], channels last in memory."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.quality.attributes import HEADS, PERSON, VISIBLE, Reading, truth
-from benchmarks.quality.network import WEIGHTS, AttributeNet, Reader, to_input, whiten
+from benchmarks.quality.network import WEIGHTS, AttributeNet, Reader
 from storyloom_training.config import MINI_128
+from storyloom_training.identity.blocks import to_input, whiten
 from storyloom_training.muon import Muon
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split, sample_group
@@ -109,7 +110,7 @@ def train(data: LabelledPictures, steps: int, batch: int, seed: int) -> Attribut
     draw = torch.Generator().manual_seed(seed)
     network = AttributeNet().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     sample = torch.randint(len(data.places), (min(200, len(data.places)),), generator=draw)
-    whiten(network, to_input(data.pictures[data.places[sample.numpy()]]))
+    whiten(network.stem[0], to_input(torch.from_numpy(data.pictures[data.places[sample.numpy()]])))
     optimizers = _optimizers(network)
     schedules = [
         LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - 0.98 * step / steps))
@@ -117,7 +118,7 @@ def train(data: LabelledPictures, steps: int, batch: int, seed: int) -> Attribut
     ]
     for _ in track(range(steps), "training"):
         chosen = torch.randint(len(data.places), (batch,), generator=draw)
-        pictures = augment(to_input(data.pictures[data.places[chosen.numpy()]]), draw)
+        pictures = augment(to_input(torch.from_numpy(data.pictures[data.places[chosen.numpy()]])), draw)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(pictures.contiguous(memory_format=torch.channels_last))
         network.zero_grad(set_to_none=True)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks.quality import reader as training
 from benchmarks.quality.attributes import HEADS, VISIBLE
-from benchmarks.quality.network import AttributeNet, Reader, to_input, whiten
+from benchmarks.quality.network import AttributeNet, Reader
+from storyloom_training.identity.blocks import to_input, whiten
 from storyloom_training.muon import orthogonal
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
@@ -55,7 +56,7 @@ def test_training_learns_the_pictures_it_sees(data: StoryDB) -> None:
     pictures = training.single_person(data)
     network = training.train(pictures, steps=30, batch=16, seed=1).eval()
     untrained = AttributeNet().eval()
-    seen = to_input(pictures.pictures[pictures.places])
+    seen = to_input(torch.from_numpy(pictures.pictures[pictures.places]))
     with torch.inference_mode():
         after = training.loss_of(network(seen), pictures.labels)
         before = training.loss_of(untrained(seen), pictures.labels)
@@ -101,8 +102,8 @@ def test_missing_weights_say_how_to_make_them(tmp_path: Path) -> None:
 
 
 def test_whitening_gives_the_stem_equal_variances(data: StoryDB) -> None:
-    network, pictures = AttributeNet(), to_input(np.array(data.pictures))
-    whiten(network, pictures)
+    network, pictures = AttributeNet(), to_input(torch.from_numpy(np.array(data.pictures)))
+    whiten(network.stem[0], pictures)
     made = network.stem[0](pictures).transpose(0, 1).flatten(1)
     spread = made.std(1)
     strong = spread[:8]
@@ -121,7 +122,7 @@ def test_orthogonal_levels_the_singular_values(rows: int, columns: int, seed: in
 
 
 def test_augmentation_is_gentle_and_seeded() -> None:
-    pictures = to_input(np.random.default_rng(1).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8))
+    pictures = to_input(torch.from_numpy(np.random.default_rng(1).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)))
     smooth = torch.nn.functional.avg_pool2d(pictures, 9, 1, 4)
     for seed in range(8):
         made = training.augment(smooth, torch.Generator().manual_seed(seed))
