@@ -143,23 +143,29 @@ def train_base(
     vae: AutoencoderKL,
     latents: Tensor,
     scale: float,
+    onward: bool,
 ) -> TextToImage:
-    """Trains `model` on `latents` [pictures, c, h, w] (scaled, float16); returns it with averaged weights."""
-    base, scheduler, captioner = recipe.base, build_scheduler(), Captioner(data)
+    """Trains `model` on `latents` [pictures, c, h, w] (scaled, float16); returns it with averaged weights.
+
+    `onward`: the model has been through this stage before.
+    """
+    base, scheduler = recipe.base, build_scheduler()
+    captioner = Captioner(data, full=base.full_odds, clothes=base.clothes_odds)
+    rate = base.learning_rate * (base.onward_rate_scale if onward else 1.0)
     stage = Stage(
         name="base",
         folder=folder,
         model=model,
         optimizer=torch.optim.AdamW(
             _parameter_groups(model, base.text_rate_scale),
-            lr=base.learning_rate,
+            lr=rate,
             betas=(0.9, 0.98),
             weight_decay=0.01,
             fused=True,
         ),
-        steps=base.steps,
+        steps=base.onward_steps if onward else base.steps,
         warmup=base.warmup,
-        learning_rate=base.learning_rate,
+        learning_rate=rate,
         generator=torch.Generator().manual_seed(recipe.seed + 3),
         ema=Ema(model, base.ema_decay),
     )

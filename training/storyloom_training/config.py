@@ -54,6 +54,9 @@ class BaseRecipe:
 
     The loss of latents where people are weighs `1 + people_weight`, and on their heads `head_weight` more: faces and
     garments are a small part of a picture, and what prompts are about.
+
+    With a model of the same build to start from there are `onward_steps`, at `onward_rate_scale` of the rate. Odds are
+    of persons: how often a caption says everything (`full`) and the clothes alone, else hardly more than "a woman".
     """
 
     channels: tuple[int, ...] = (128, 256)
@@ -66,7 +69,11 @@ class BaseRecipe:
     tokens: int = 77
     batch: int = 24
     steps: int = 3600
+    onward_steps: int = 600
     learning_rate: float = 7e-4
+    onward_rate_scale: float = 0.4
+    full_odds: float = 0.65
+    clothes_odds: float = 0.15
     text_rate_scale: float = 0.2
     warmup: int = 100
     text_dropout: float = 0.1
@@ -184,7 +191,7 @@ SMOKE = replace(
     text=TextRecipe(batch=4, steps=2, warmup=1),
     base=BaseRecipe(
         channels=(32, 64), head_dim=16, text_width=32, text_layers=1, text_heads=2, vocabulary=1600, batch=4, steps=4,
-        warmup=2,
+        onward_steps=2, warmup=2,
     ),
     synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
     injector=InjectorRecipe(

@@ -124,7 +124,7 @@ class Pipeline:
                 carry_over(model.unet, self._published.unet)
         return train_base(
             self.recipe, self.data, self.folder / "base", model, self.tokenizer, self.vae, self.latents.values,
-            self.latents.scale,
+            self.latents.scale, self._keeps_latents,
         )  # fmt: skip
 
     @cached_property

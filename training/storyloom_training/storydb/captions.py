@@ -109,6 +109,14 @@ def describe_briefly(rng: Random, person: Person, *, clothes: bool) -> Descripti
     return Description(_article(noun) + (" wearing " + _join(worn) if worn else ""), frozenset(stated))
 
 
+def describe_in_part(rng: Random, person: Person, *, full: float, clothes: float) -> Description:
+    """Says everything with odds `full`, the garments alone with odds `clothes`, and else hardly more than "a woman"."""
+    said = rng.random()
+    if said < full:
+        return describe(rng, person)
+    return describe_briefly(rng, person, clothes=said < full + clothes)
+
+
 def describe_fully(rng: Random, person: Person, *, clothes: bool) -> FullDescription:
     """Puts a face, and with `clothes` what is worn too, into words that leave nothing out.
 
