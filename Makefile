@@ -42,8 +42,9 @@ types: $(VENV)/.dev  ## mypy, strict
 	$(BIN)/mypy kernels/storyloom_kernels model/storyloom_model training/storyloom_training export/storyloom_export \
 	    server/storyloom_server clients/python/storyloom benchmarks scripts
 
+# A process for each core: files run side by side, the tests of one file one after another.
 unit: $(VENV)/.dev  ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 proto: $(VENV)/.dev  ## generate the Python code of proto/ anew
 	$(BIN)/python scripts/generate_proto.py

@@ -3,8 +3,8 @@
 ``raise-encode``, ``raise-step``, ``raise-decode`` and ``raise-preview`` raise there; ``diverge`` goes non-finite in the
 second step; ``die-encode``, ``die-step`` and ``die-decode`` kill the process, ``hang`` makes its second step last for
 ever; ``break-load`` in the folder's name keeps it from loading. STORYLOOM_TEST_STEP_SECONDS slows its steps down,
-STORYLOOM_TEST_LOAD_SECONDS its loading; steps of over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory. A package
-whose manifest names encoders has a ``null_encoder``.
+STORYLOOM_TEST_LOAD_SECONDS its loading, which also waits for the file STORYLOOM_TEST_LOAD_GATE to be there; steps of
+over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory. A package whose manifest names encoders has a ``null_encoder``.
 """
 
 import json
@@ -57,6 +57,9 @@ class NullBackend:
         if "break-load" in folder.name:
             raise OSError(f"there is no model in {folder}")
         time.sleep(float(os.environ.get("STORYLOOM_TEST_LOAD_SECONDS", "0")))
+        gate = os.environ.get("STORYLOOM_TEST_LOAD_GATE")
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)
         manifest = folder / MANIFEST_FILE
         encodes = manifest.is_file() and "encoders:" in manifest.read_text()
         return cls(float(os.environ.get("STORYLOOM_TEST_STEP_SECONDS", "0")), NullEncoder() if encodes else None)

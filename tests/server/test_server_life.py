@@ -50,13 +50,15 @@ def free_port() -> int:
 
 def test_ready_only_after_the_warm_up(tiny_package: Path, tmp_path: Path) -> None:
     port = free_port()
-    slow_start = {"STORYLOOM_TEST_LOAD_SECONDS": "1.5"}
-    with serving(tmp_path, tiny_package, "--port", str(port), environment=slow_start, wait=False) as server:
+    gate = tmp_path / "gate"
+    gated = {"STORYLOOM_TEST_LOAD_GATE": str(gate)}
+    with serving(tmp_path, tiny_package, "--port", str(port), environment=gated, wait=False) as server:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             assert health_of(channel, "") == "SERVING"
             assert health_of(channel, STORY_SERVICE) == "NOT_SERVING"
             assert refusal(generate(channel, story())) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
             assert not server.ready_file.exists()
+            gate.touch()
             server.wait_ready()
             assert server.address == f"127.0.0.1:{port}"
             assert health_of(channel, STORY_SERVICE) == "SERVING"

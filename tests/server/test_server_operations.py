@@ -27,6 +27,7 @@ from storyloom_server.options import ServerOptions
 from storyloom_server.setup_error import SetupError
 from storyloom_server.tenants import digest, new_token
 from tests.server.certificates import Authority
+from tests.server.serving import wait_until
 
 TOKEN = new_token()
 PROMPT = "a heliotrope walrus by the sea"
@@ -224,10 +225,12 @@ def test_what_comes_without_a_token_makes_no_new_label(tokens: Path) -> None:
                 untyped: Any = channel
                 with pytest.raises(grpc.aio.AioRpcError):
                     await untyped.unary_unary(method)(b"", timeout=SECONDS)
+            # A call is counted after its caller has had the answer.
+            counted = b'storyloom_requests_total{code="UNIMPLEMENTED",method="unknown"} 2.0'
+            await asyncio.to_thread(wait_until, lambda: counted in service.operations.metrics.exposition(), SECONDS)
             return service.operations.metrics.exposition()
 
     text = asyncio.run(body()).decode()
-    assert 'storyloom_requests_total{code="UNIMPLEMENTED",method="unknown"} 2.0' in text
     assert "made/Up" not in text
 
 

@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -208,13 +209,15 @@ def test_models_are_loaded_warmed_and_unloaded_for_good(pids: Pids) -> None:
 
 
 def test_an_engine_that_dies_while_it_loads_a_model_starts_without_it(
-    pids: Pids, monkeypatch: pytest.MonkeyPatch
+    pids: Pids, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("STORYLOOM_TEST_LOAD_SECONDS", "1")
+    gate = tmp_path / "gate"
+    gate.touch()
+    monkeypatch.setenv("STORYLOOM_TEST_LOAD_GATE", str(gate))
 
     async def run() -> None:
         async with supervised() as supervisor:
-            monkeypatch.setenv("STORYLOOM_TEST_LOAD_SECONDS", "0")
+            gate.unlink()
             loading = asyncio.create_task(supervisor.load_model(spec("second")))
             await asyncio.sleep(0.1)
             pids.kill()
@@ -222,6 +225,7 @@ def test_an_engine_that_dies_while_it_loads_a_model_starts_without_it(
                 await loading
             with pytest.raises(ModelError, match="the engine is restarting; try again later"):
                 await supervisor.load_model(spec("second"))
+            gate.touch()
             await supervisor.wait_for(READY)
             heard = Heard()
             supervisor.submit(submit("a", model="second"), heard)
@@ -232,7 +236,7 @@ def test_an_engine_that_dies_while_it_loads_a_model_starts_without_it(
 
 
 def test_closing_answers_whoever_waits_for_a_model(pids: Pids, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORYLOOM_TEST_LOAD_SECONDS", "1")
+    monkeypatch.setenv("STORYLOOM_TEST_LOAD_SECONDS", "3")
 
     async def run() -> None:
         async with supervised() as supervisor:

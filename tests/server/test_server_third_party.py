@@ -108,7 +108,8 @@ def test_a_health_probe_follows_the_server_from_its_start_to_its_drain(tiny_pack
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    slow = {"STORYLOOM_TEST_LOAD_SECONDS": "2", "STORYLOOM_TEST_STEP_SECONDS": "0.05"}
+    gate = tmp_path / "gate"
+    slow = {"STORYLOOM_TEST_LOAD_GATE": str(gate), "STORYLOOM_TEST_STEP_SECONDS": "0.05"}
     with (
         serving(tmp_path, tiny_package, "--port", str(port), environment=slow, wait=False) as server,
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -122,6 +123,7 @@ def test_a_health_probe_follows_the_server_from_its_start_to_its_drain(tiny_pack
         reader.start()
         wait_until(lambda: seen == ["NOT_SERVING"], 240)
         assert name(probe.Check(health_pb2.HealthCheckRequest(), timeout=30).status) == "SERVING"
+        gate.touch()
         server.wait_ready()
         wait_until(lambda: seen == ["NOT_SERVING", "SERVING"], 30)
         assert name(probe.Check(asked, timeout=30).status) == "SERVING"
