@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.jobs import FrameJob, StoryJob
-from storyloom_model.package import ModelPackage
+from storyloom_model.package import MANIFEST_FILE, ModelPackage
 from storyloom_model.prompts import ComposedPrompt, compose
 from storyloom_training.config import SMOKE
 from storyloom_training.package import write_package
@@ -80,7 +82,7 @@ def test_the_package_says_how_it_was_made(run_folder: Path) -> None:
 
 def test_training_goes_on_from_a_package(run_folder: Path, tmp_path: Path) -> None:
     package = ModelPackage.load(run_folder / "package")
-    fewer = replace(SMOKE, base=replace(SMOKE.base, steps=1))
+    fewer = replace(SMOKE, base=replace(SMOKE.base, onward_steps=1))
     onward = Pipeline(fewer, tmp_path, package)
     published = load_file(package.folder / "vae" / "diffusion_pytorch_model.safetensors")
     base = onward.base
@@ -89,6 +91,36 @@ def test_training_goes_on_from_a_package(run_folder: Path, tmp_path: Path) -> No
     before = load_file(package.folder / "unet" / "diffusion_pytorch_model.safetensors")
     moved = max((value - before[name].float()).abs().max().item() for name, value in base.unet.state_dict().items())
     assert 0 < moved < 0.01
+
+
+def test_synchronizers_go_on_from_those_of_a_package(run_folder: Path, tmp_path: Path) -> None:
+    package = ModelPackage.load(run_folder / "package")
+    still = replace(SMOKE.synchronizer, learning_rate=0.0)
+    onward = Pipeline(replace(SMOKE, synchronizer=still), tmp_path, package)
+    before = load_file(package.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    then = load_file(package.adapter_file("amsa"))
+    now, base = onward.synchronizer("amsa"), onward.base.unet.state_dict()
+    assert len((tmp_path / "synchronizer" / "amsa" / "losses.jsonl").read_text().splitlines()) == 1
+    for name, value in now.items():
+        added = then[name].float() - before[name].float()
+        assert torch.allclose(value - base[name], added, atol=1e-6), name
+
+
+def test_encoders_come_along_and_identity_adapters_do_not(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "start"
+    shutil.copytree(run_folder / "package", folder)
+    for part in ("faces", "image_encoder", "identity"):
+        (folder / part).mkdir()
+        (folder / part / "weights.safetensors").write_bytes(b"weights")
+    manifest = yaml.safe_load((folder / MANIFEST_FILE).read_text())
+    manifest["encoders"] = {"faces": "faces", "image": "image_encoder"}
+    manifest["identity_adapters"] = {"own": {"file": "identity/weights.safetensors", "method": "storynizor"}}
+    (folder / MANIFEST_FILE).write_text(yaml.safe_dump(manifest))
+    package = write_package(Pipeline(SMOKE, tmp_path / "run", ModelPackage.load(folder)), tmp_path / "package")
+    assert package.manifest.encoders == ModelPackage.load(folder).manifest.encoders
+    for part in ("faces", "image_encoder"):
+        assert (package.folder / part / "weights.safetensors").read_bytes() == b"weights"
+    assert not package.manifest.identity_adapters
 
 
 def test_another_build_takes_over_what_fits(run_folder: Path, tmp_path: Path) -> None:

@@ -84,12 +84,17 @@ class BaseRecipe:
 
 @dataclass(frozen=True)
 class SynchronizerRecipe:
-    """Storynizor's ID-Synchronizer: attention weights trained on whole groups with AMSA."""
+    """Storynizor's ID-Synchronizer: attention weights trained on whole groups with AMSA.
+
+    With one of the model that training went on from there are `onward_steps`, at `onward_rate_scale` of the rate.
+    """
 
     groups: int = 5
     frames: int = 4
     steps: int = 400
+    onward_steps: int = 120
     learning_rate: float = 4e-4
+    onward_rate_scale: float = 0.5
     warmup: int = 30
     mask_loss: float = 0.1  # lambda of equation 8; 0 trains AMSA without the Mask Perceptual Loss
     first_mask_odds: float = 0.5  # how often layers without a preceding map get the true masks
@@ -193,7 +198,7 @@ SMOKE = replace(
         channels=(32, 64), head_dim=16, text_width=32, text_layers=1, text_heads=2, vocabulary=1600, batch=4, steps=4,
         onward_steps=2, warmup=2,
     ),
-    synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, warmup=1),
+    synchronizer=SynchronizerRecipe(groups=1, frames=3, steps=3, onward_steps=2, warmup=1),
     injector=InjectorRecipe(
         groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4,
         tokens=2, depth=1, heads=2, head_dim=16,

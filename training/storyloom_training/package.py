@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def manifest(pipeline: Pipeline) -> Manifest:
             max_prompt_tokens=pipeline.recipe.base.tokens,
         ),
         adapters={adapter: f"id_synchronizer/{adapter}.safetensors" for adapter in ADAPTERS},
+        encoders=None if pipeline.start is None else pipeline.start.manifest.encoders,
     )
 
 
@@ -45,6 +47,20 @@ def training_record(pipeline: Pipeline) -> dict[str, Any]:
         stages[str(losses.parent.relative_to(pipeline.folder))] = last
     hardware = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return {"recipe": asdict(pipeline.recipe), "stages": stages, "hardware": hardware}
+
+
+def _copy_encoders(pipeline: Pipeline, folder: Path) -> None:
+    """The start package's encoders of references, which look at pictures alone and fit any UNet."""
+    start = pipeline.start
+    if start is None or start.manifest.encoders is None or start.folder.resolve() == folder.resolve():
+        return
+    for part in start.manifest.encoders.model_dump(exclude_none=True).values():
+        source = start.folder / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, dirs_exist_ok=True)
+        else:
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, folder / part)
 
 
 def write_package(pipeline: Pipeline, folder: Path) -> ModelPackage:
@@ -59,6 +75,7 @@ def write_package(pipeline: Pipeline, folder: Path) -> ModelPackage:
         tokenizer=pipeline.tokenizer,
         scheduler=build_scheduler(),
     )
+    _copy_encoders(pipeline, folder)
     package = save_package(folder, manifest(pipeline), components, adapters, dtype=torch.float16)
     (folder / "training.json").write_text(json.dumps(training_record(pipeline), indent=2) + "\n")
     return package

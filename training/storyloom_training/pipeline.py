@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from storyloom_model.adapters import load_adapter
 from storyloom_model.components import Components, load_components
 from storyloom_model.package import ModelPackage
 from storyloom_training.base import TextToImage, build_model, carry_over, same_build, train_base
@@ -43,9 +44,11 @@ class Pipeline:
     """One recipe in one folder. Reading a property runs the stages it needs.
 
     With `start`, a model package, the text-to-image stage goes on from its weights, and its autoencoder and tokenizer
-    are kept; only the optimizer's state is new. Where the recipe's UNet is built otherwise, it takes over what fits
-    (`base.carry_over`), the text encoder is trained anew, and the autoencoder trains on, since nothing depends on its
-    latents yet.
+    are kept; only the optimizer's state is new. Its synchronizers are trained on likewise, and its encoders of
+    references are taken over; its identity adapters are not, for they were made for the UNet as it was.
+
+    Where the recipe's UNet is built otherwise, it takes over what fits (`base.carry_over`), the text encoder is trained
+    anew, and the autoencoder trains on, since nothing depends on its latents yet.
     """
 
     recipe: Recipe
@@ -137,5 +140,14 @@ class Pipeline:
         weight = {"amsa": 0.0, "amsa-mask": self.recipe.synchronizer.mask_loss}[adapter]
         return train_synchronizer(
             self.recipe, self.data, self.folder / "synchronizer" / adapter, self.tokenizer, self.base,
-            self.latents.values, weight,
+            self.latents.values, weight, self._synchronizer_start(adapter),
         )  # fmt: skip
+
+    def _synchronizer_start(self, adapter: str) -> dict[str, Tensor] | None:
+        """What the start package's synchronizer adds to its own UNet; None where there is none that fits."""
+        if self.start is None or not self._keeps_latents or adapter not in self.start.manifest.adapters:
+            return None
+        weights = load_adapter(self.start.adapter_file(adapter))
+        # Read anew: the modules at hand have been trained on.
+        before = load_components(self.start, str(self.device)).unet.state_dict()
+        return {name: weight.to(before[name]) - before[name] for name, weight in weights.items()}

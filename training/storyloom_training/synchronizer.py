@@ -6,6 +6,7 @@ queries and keys of the text cross-attention, whose maps become the masks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class _Trained(nn.Module):
         self.names = list(parameters)
         for name, value in parameters.items():
             self.register_parameter(name.replace(".", "/"), value)
+
+    @torch.no_grad()
+    def add(self, changes: Mapping[str, Tensor]) -> None:
+        for name in self.names:
+            self.get_parameter(name.replace(".", "/")).add_(changes[name])
 
     def weights(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: values[name.replace(".", "/")] for name in self.names}
@@ -82,19 +88,32 @@ def train_synchronizer(
     model: TextToImage,
     latents: Tensor,
     mask_loss: float,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Trains one ID-Synchronizer on top of the base model, whose weights are restored afterwards.
+
+    Args:
+        recipe, data, folder, tokenizer, latents: of the run.
+        model: the base model.
+        mask_loss: weight of the Mask Perceptual Loss.
+        start: what an earlier synchronizer adds to the weights of the base model that it was trained on, by UNet
+            parameter name. Training goes on from there.
 
     Returns:
         Averaged weights by UNet parameter name.
     """
-    plan = replace(recipe.synchronizer, mask_loss=mask_loss)
+    plan, base = replace(recipe.synchronizer, mask_loss=mask_loss), recipe.base
+    if start is not None:
+        plan = replace(plan, steps=plan.onward_steps, learning_rate=plan.learning_rate * plan.onward_rate_scale)
     torch.manual_seed(recipe.seed)
-    scheduler, captioner, unet = build_scheduler(), Captioner(data), model.unet
+    captioner = Captioner(data, full=base.full_odds, clothes=base.clothes_odds)
+    scheduler, unet = build_scheduler(), model.unet
     install_story_attention(unet)
     model.requires_grad_(False)
     trained = _Trained(synchronizer_parameters(unet)).requires_grad_(True)
     before = {name: value.detach().clone() for name, value in trained.state_dict().items()}
+    if start is not None:
+        trained.add(start)
     average = Ema(trained, plan.ema_decay)
     stage = Stage(
         name=folder.name,
