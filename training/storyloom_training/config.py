@@ -116,7 +116,7 @@ class AdapterRecipe:
     frames: int = 4
     feature_groups: int = 1500  # how many groups of the data get features
     together_share: float = 0.5  # how many groups of a batch show several people
-    steps: int = 250
+    steps: int = 300
     learning_rate: float = 4e-4
     warmup: int = 20
     say_steps: int = 600  # steps in which the resampler first learns to say what the text says of people
