@@ -159,7 +159,9 @@ def test_without_a_segmenter_the_character_needs_a_mask(encoder: ReferenceEncode
 def test_the_fingerprint_follows_the_files(tmp_path: Path, encoder: ReferenceEncoder) -> None:
     from storyloom_model.identity.encoders.references import encoders_fingerprint
 
-    parts = [PACKAGE / "faces", PACKAGE / "image_encoder", PACKAGE / "segmenter"]
-    assert encoders_fingerprint(parts) == encoder.fingerprint
+    networks, finders = encoder.fingerprint.split("-")
+    recogniser = next((PACKAGE / "faces").rglob("rec_*.onnx"))
+    assert networks == encoders_fingerprint([recogniser, PACKAGE / "image_encoder"])
+    assert finders == encoders_fingerprint([PACKAGE / "faces", PACKAGE / "segmenter"])
     (tmp_path / "other.onnx").write_bytes(b"other")
-    assert encoders_fingerprint([tmp_path, *parts[1:]]) != encoder.fingerprint
+    assert encoders_fingerprint([tmp_path, PACKAGE / "image_encoder"]) != networks

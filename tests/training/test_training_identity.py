@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +21,24 @@ from storyloom_training.identity.adapters.batches import BatchSource, of_others
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.crops import Crops, people_crops
 from storyloom_training.identity.adapters.encoder import PackageEncoder
-from storyloom_training.identity.adapters.export import save_adapter
-from storyloom_training.identity.adapters.features import people_features
+from storyloom_training.identity.adapters.face_loss import FaceLoss
+from storyloom_training.identity.adapters.features import PeopleFeatures, people_features
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
 from storyloom_training.identity.adapters.methods import METHODS
-from storyloom_training.identity.adapters.references import NOBODY, shuffled_references, stacked_references
+from storyloom_training.identity.adapters.references import (
+    NOBODY,
+    own_references,
+    shuffled_references,
+    stacked_references,
+)
 from storyloom_training.identity.adapters.sampling import one_reference, sample_stories
 from storyloom_training.identity.adapters.stage import Bench, Noised, losses_of, train_adapter, validate
+from storyloom_training.identity.adapters.storymaker import StoryMakerTrainee, storymaker_sizes
 from storyloom_training.pipeline import Pipeline
 from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
+from storyloom_training.vae import build_vae
 
 # Groups of eight frames: with fewer, few people have a face in two of them at this size.
 RECIPE = replace(SMOKE, data=replace(SMOKE.data, frames=8))
@@ -73,6 +81,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(RECIPE, PLAN, model, pipeline.tokenizer, source, latents)
 
 
+class Table(PeopleFeatures):
+    """Says who is seen where, and nothing of how they look."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__(Path())
+        vars(self)["table"] = table
+
+
 def _trainee(bench: Bench) -> InjectorTrainee:
     torch.manual_seed(0)
     return InjectorTrainee(injector_sizes(bench.plan, bench.source.features, bench.model.unet), bench.model.unet)
@@ -100,6 +116,31 @@ def test_stacked_references_are_all_the_faces_there_are(seen: list[list[bool]], 
     for person in range(3):
         expected = {frame for frame in frames if seen[frame][person]} or {NOBODY}
         assert all(set(chosen[row, person].tolist()) == expected for row in range(len(frames)))
+
+
+@given(SEEN, st.data())
+def test_own_references_are_the_frames_themselves(seen: list[list[bool]], data: st.DataObject) -> None:
+    visible = torch.tensor(seen)
+    frames = data.draw(st.lists(st.integers(0, len(seen) - 1), min_size=1, unique=True))
+    expected = [[[frame if seen[frame][person] else NOBODY] for person in range(3)] for frame in frames]
+    assert own_references(visible, frames).tolist() == expected
+
+
+def test_half_of_the_groups_show_several_people(bench: Bench) -> None:
+    table = torch.full((40, 8, 3), NOBODY)
+    table[:, :, 0] = 0
+    table[:4, 2, 1] = 0
+    source = replace(bench.source, features=Table(table), plan=replace(PLAN, groups=4))
+    drawn = Counter[int]()
+    first = 0
+    for seed in range(12):
+        batch = source.draw(torch.Generator().manual_seed(seed), 0)
+        groups = [picture // RECIPE.data.frames for picture in batch.pictures[:: PLAN.frames]]
+        assert sum(group < 4 for group in groups) == 2
+        first += groups[0] < 4
+        drawn.update(groups)
+    assert len(drawn) > 15
+    assert 0 < first < 12  # timesteps follow the places in a batch
 
 
 def test_references_show_the_same_person_in_another_frame(bench: Bench) -> None:
@@ -159,9 +200,8 @@ def test_dropped_references_leave_no_trace(bench: Bench) -> None:
 
 
 def test_stacked_streams_hold_the_tokens_of_all_frames(bench: Bench) -> None:
-    stacked = replace(
-        bench, plan=replace(PLAN, stacked=True), source=replace(bench.source, plan=replace(PLAN, stacked=True))
-    )
+    plan = replace(PLAN, references="stacked")
+    stacked = replace(bench, plan=plan, source=replace(bench.source, plan=plan))
     batch = stacked.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
     streams = _trainee(stacked).streams(stacked.source.features, batch.references)
     assert streams.ends[0].tolist() == [PLAN.tokens * PLAN.frames * (place + 1) for place in range(3)]
@@ -206,11 +246,31 @@ def test_a_method_runs_from_start_to_file(name: str, bench: Bench, held_out: Ben
     found = validate(there, trainee, 4)
     assert len(set(found.values())) == 3, found
     file = tmp_path / "adapter.safetensors"
-    save_adapter(file, trainee, method=method.name, encoders="pixels")
+    method.save(file, trainee, here)
     loaded = load_identity_adapter(file, name, method.name, bench.model.unet)
     assert loaded.encoders == "pixels"
     for layer, kept in zip(loaded.layers, trainee.projections(), strict=True):
         torch.testing.assert_close(layer.to_k, kept.to_k, rtol=1e-3, atol=1e-3)
+
+
+def test_storymaker_looks_at_the_faces_that_it_makes(bench: Bench) -> None:
+    method = METHODS["storymaker"]
+    plan = replace(method.plan(RECIPE), identity_dropout=0.0, both_dropout=0.0)
+    torch.manual_seed(0)
+    vae = build_vae(RECIPE)
+    faces = FaceLoss(vae, 1.0, lambda crops: crops.mean((2, 3)).repeat(1, 22)[:, :64], bench.source.data,
+                     bench.source.features, rows=1, below=1000)  # fmt: skip
+    here = replace(bench, plan=plan, source=replace(bench.source, plan=plan), face_loss=faces)
+    trainee = StoryMakerTrainee(storymaker_sizes(plan, bench.source.features, bench.model.unet), plan, bench.model.unet)
+    batch = here.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    noised = Noised.draw(here, 2, torch.Generator().manual_seed(0))
+    with_faces, without = (
+        losses_of(one, trainee, batch, batch.references, noised, true_masks=True)
+        for one in (here, replace(here, face_loss=None))
+    )
+    assert "faces" not in without
+    torch.testing.assert_close(with_faces["loss"] - without["loss"], with_faces["faces"])
+    assert with_faces["faces"] > 0
 
 
 def test_references_change_what_is_drawn(bench: Bench) -> None:

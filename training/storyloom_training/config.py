@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,21 @@ class AdapterRecipe:
     """What the trainings of identity adapters share: groups of the synchronised, frozen model.
 
     Odds are fractions of persons (`full`, `clothes`: how much a caption says of their looks, else hardly anything) or
-    of groups (the others).
+    of groups (the others). `references` of a frame are one picture of another frame (`shuffled`), all of the group's
+    at once (`stacked`, Storynizor's ablation) or the frame's own picture (`own`, as IP-Adapter trains).
     """
 
     groups: int = 4
     frames: int = 4
     feature_groups: int = 1500  # how many groups of the data get features
+    together_share: float = 0.5  # how many groups of a batch show several people
     steps: int = 250
     learning_rate: float = 4e-4
     warmup: int = 20
     say_steps: int = 600  # steps in which the resampler first learns to say what the text says of people
     say_learning_rate: float = 1e-3
     say_batch: int = 64
-    stacked: bool = False  # the ablation: all references of a group at once, in place of shuffled ones
+    references: Literal["shuffled", "stacked", "own"] = "shuffled"
     full_odds: float = 0.2
     clothes_odds: float = 0.3
     text_dropout: float = 0.05
@@ -123,7 +126,23 @@ class AdapterRecipe:
     part_dropout: float = 0.0  # how often a group goes without the face, and without the looks, of its references
     true_region_odds: float = 0.3  # how often streams act in the true masks rather than in the maps'
     mask_loss: float = 0.02
+    face_loss: float = 0.0  # of made faces against the true ones, by the package's recogniser; 0: without
+    face_loss_below: int = 250  # timesteps from which on a frame's face can't be told yet
+    face_loss_rows: int = 2  # how many frames of a step are decoded for it
     ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class IpAdapterRecipe(AdapterRecipe):
+    """IP-Adapter's plus form: a resampler over the whole character, identity keys and values.
+
+    The heads are 64 wide, as in all published files.
+    """
+
+    references: Literal["shuffled", "stacked", "own"] = "own"
+    tokens: int = 8
+    depth: int = 2
+    heads: int = 4
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,7 @@ class StoryMakerRecipe(AdapterRecipe):
     rank: int = 16
     background: bool = True  # False: the ablation without the learned background embedding
     attention_loss: float = 0.1  # lambda of the paper; 0: the ablation without it
+    face_loss: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -165,6 +185,7 @@ class Recipe:
     synchronizer: SynchronizerRecipe = field(default_factory=SynchronizerRecipe)
     injector: InjectorRecipe = field(default_factory=InjectorRecipe)
     storymaker: StoryMakerRecipe = field(default_factory=StoryMakerRecipe)
+    ip_adapter: IpAdapterRecipe = field(default_factory=IpAdapterRecipe)
 
 
 MINI_128 = Recipe("mini-128")
@@ -177,6 +198,9 @@ MINI_256 = replace(
     synchronizer=SynchronizerRecipe(groups=16, frames=6, steps=8000, ema_decay=0.999),
     injector=InjectorRecipe(groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999),
     storymaker=StoryMakerRecipe(
+        groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
+    ),
+    ip_adapter=IpAdapterRecipe(
         groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
     ),
 )
@@ -201,6 +225,9 @@ SMOKE = replace(
     storymaker=StoryMakerRecipe(
         groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4,
         face_tokens=2, character_tokens=3, depth=1, heads=2, head_dim=16, rank=2,
+    ),
+    ip_adapter=IpAdapterRecipe(
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=1,
     ),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

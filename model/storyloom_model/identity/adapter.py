@@ -97,8 +97,8 @@ class IdentityAdapter:
 
     ``layers`` has an entry for each cross-attention layer, in the order of diffusers' ``unet.attn_processors``.
     ``low_rank`` is by UNet parameter name and fused into a variant of the UNet: stories with the adapter and without it
-    then take steps in calls of their own (the compatibility key). ``encoders`` is the fingerprint of those whose
-    features the maker was trained on; None: any of the right sizes.
+    then take steps in calls of their own (the compatibility key). ``encoders`` is the fingerprint of the
+    networks whose features the maker was trained on (``IdentityFeatures.networks``); None: any of the right sizes.
     """
 
     name: str

@@ -61,7 +61,7 @@ def _streams(adapter: IdentityAdapter, negative: bool, cast: Mapping[str, Charac
 
 def _check_encoders(identities: Mapping[str, CharacterIdentity], adapter: IdentityAdapter) -> None:
     for name, identity in identities.items():
-        found = {one.encoders for one in (identity.features, identity.blend) if one is not None}
+        found = {one.networks for one in (identity.features, identity.blend) if one is not None}
         if adapter.encoders is not None and found != {adapter.encoders}:
             raise FeaturesError(
                 f"the features of {name} are of other encoders than identity adapter {adapter.name} was made for; "

@@ -1,8 +1,9 @@
 """Identity adapters as files.
 
 Our own form is a safetensors file. Metadata: ``format``, ``method``, ``config`` (JSON, of the stream maker) and, if it
-was trained on particular ones, ``encoders``. Weights: ``maker.*``, ``layers.{i}.to_k`` and ``layers.{i}.to_v`` by the
-place among the UNet's cross-attention layers, and ``low_rank.{UNet parameter}.down`` and ``.up``, scales multiplied in.
+was trained on particular ones, ``encoders``; published forms may have the last, too. Weights: ``maker.*``,
+``layers.{i}.to_k`` and ``layers.{i}.to_v`` by the place among the UNet's cross-attention layers, and
+``low_rank.{UNet parameter}.down`` and ``.up``, scales multiplied in.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from storyloom_model.low_rank import check_low_rank, low_rank_of
 from storyloom_model.package import PackageError
 
 FORMAT = "1"
+ENCODERS = "encoders"
+"""Metadata of either form: the fingerprint of the encoders that an adapter was trained on."""
 _MAKER, _LAYERS, _LOW_RANK = "maker.", "layers.", "low_rank."
 
 
@@ -42,7 +45,7 @@ def save_identity_adapter(file: Path, adapter: IdentityAdapter, method: str) -> 
         weights |= {f"{_LOW_RANK}{key}.down": change.down, f"{_LOW_RANK}{key}.up": change.scale * change.up}
     metadata = {"format": FORMAT, "method": method, "config": json.dumps(adapter.maker.config)}
     if adapter.encoders is not None:
-        metadata["encoders"] = adapter.encoders
+        metadata[ENCODERS] = adapter.encoders
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, file, metadata)
 
@@ -65,6 +68,7 @@ def load_identity_adapter(file: Path, name: str, method: str, unet: Any, *, scal
         adapter = _own_form(name, method, weights, metadata)
     elif method in READERS:
         adapter = READERS[method](method, name, weights, unet)
+        adapter.encoders = metadata.get(ENCODERS)
     else:
         known = ", ".join(sorted({*MAKERS, *READERS})) or "none"
         raise PackageError(f"identity adapter {name}: {file} is in no form of the method {method}; known are {known}")
@@ -95,7 +99,7 @@ def _own_form(name: str, method: str, weights: Mapping[str, Tensor], metadata: M
         _maker(name, MAKERS[method], metadata.get("config", "{}"), parts[_MAKER]),
         _layers(name, parts[_LAYERS]),
         low_rank=low_rank_of(parts[_LOW_RANK], f"identity adapter {name}"),
-        encoders=metadata.get("encoders"),
+        encoders=metadata.get(ENCODERS),
     )
 
 

@@ -75,6 +75,11 @@ class FaceEncoder:
             )
         return cls(analysis.det_model, analysis.models["recognition"])
 
+    @property
+    def recogniser(self) -> Path:
+        """The recogniser's file."""
+        return Path(self._recogniser.model_file)
+
     def faces(self, picture: Pixels) -> list[Face]:
         """All faces of a picture, uint8 [h, w, 3] RGB, the most prominent first: large, and near the middle."""
         bgr = np.ascontiguousarray(picture[..., ::-1])

@@ -24,7 +24,8 @@ LEAST_CHARACTER = 0.005
 
 @dataclass(frozen=True)
 class ReferenceEncoder:
-    """What says what is in pictures of a character. `fingerprint` tells these encoders from all others.
+    """What says what is in pictures of a character. `fingerprint` tells these encoders from all others (of its two
+    parts see `IdentityFeatures`).
 
     Without a segmenter only characters whose mask is given are cut out; of others the face alone is known.
     """
@@ -41,11 +42,14 @@ class ReferenceEncoder:
         Raises:
             EncodersError: one of them is not usable.
         """
+        face_encoder = FaceEncoder.load(faces, device)
+        networks = encoders_fingerprint([face_encoder.recogniser, image])
+        finders = encoders_fingerprint([faces, *([] if segmenter is None else [segmenter])])
         return cls(
-            FaceEncoder.load(faces, device),
+            face_encoder,
             ImageEncoder.load(image, device),
             None if segmenter is None else load_segmenter(segmenter, device),
-            encoders_fingerprint([faces, image, *([] if segmenter is None else [segmenter])]),
+            f"{networks}-{finders}",
         )
 
     def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, list[str]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from storyloom_model.package import ModelPackage
 from storyloom_training.config import RECIPES
 from storyloom_training.identity.adapters.encoder import PackageEncoder
-from storyloom_training.identity.adapters.export import save_adapter
 from storyloom_training.identity.adapters.methods import METHODS
 from storyloom_training.identity.adapters.sampling import contact_sheet
 from storyloom_training.identity.adapters.stage import train_adapter
@@ -49,7 +48,7 @@ def main() -> None:
     sheet = partial(contact_sheet, held_out, workshop.vae, workshop.scale, [0, 1, 2])
     train_adapter(bench, folder, trainee, held_out, sheet)
     out = options.out or package / "identity" / f"{options.method}.safetensors"
-    save_adapter(out, trainee, method=method.name)
+    method.save(out, trainee, bench)
     print(f"wrote {out}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,12 @@ from transformers import CLIPTokenizer
 from storyloom_training.config import AdapterRecipe
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.features import PeopleFeatures
-from storyloom_training.identity.adapters.references import NOBODY, shuffled_references, stacked_references
+from storyloom_training.identity.adapters.references import (
+    NOBODY,
+    own_references,
+    shuffled_references,
+    stacked_references,
+)
 from storyloom_training.storydb.captions import Caption
 from storyloom_training.storydb.dataset import MAX_PEOPLE, StoryDB
 from storyloom_training.synchronizer import token_masks
@@ -91,9 +97,12 @@ class BatchSource:
     plan: AdapterRecipe
 
     def draw(self, draw: torch.Generator, step: int) -> IdentityBatch:
-        """A batch of random groups."""
-        groups = torch.randint(self.features.groups, (self.plan.groups,), generator=draw).tolist()
-        return self.of_groups(groups, draw, step, drop=True)
+        """A batch of random groups, the share of the recipe with several people."""
+        together = round(self.plan.together_share * self.plan.groups)
+        alone, crowds = self._pools
+        groups = [*_some(crowds, together, draw), *_some(alone, self.plan.groups - together, draw)]
+        order = torch.randperm(len(groups), generator=draw).tolist()
+        return self.of_groups([groups[place] for place in order], draw, step, drop=True)
 
     def of_groups(self, groups: list[int], draw: torch.Generator, step: int, *, drop: bool) -> IdentityBatch:
         """A batch of these groups. With `drop`, some go without their captions, their references or both."""
@@ -119,16 +128,31 @@ class BatchSource:
         references = References(torch.cat(entries), *torch.tensor(dropped).unbind(1))
         return IdentityBatch(pictures, people, captions, references)
 
+    @cached_property
+    def _pools(self) -> tuple[Tensor, Tensor]:
+        """Groups of one person, and those in which several people's faces are seen; all of them where there is none."""
+        everyone = torch.arange(self.features.groups)
+        several = (self.features.table != NOBODY).any(1).sum(1) > 1
+        alone, crowds = everyone[~several], everyone[several]
+        return (alone if len(alone) else everyone), (crowds if len(crowds) else everyone)
+
     def _references(self, group: int, frames: list[int], draw: torch.Generator) -> Tensor:
         """int64 [frames, people, references]."""
         table = self.features.table[group]
         visible = table != NOBODY
-        if self.plan.stacked:
+        if self.plan.references == "stacked":
             chosen = stacked_references(visible, frames)
+        elif self.plan.references == "own":
+            chosen = own_references(visible, frames)
         else:
             chosen = shuffled_references(visible, frames, draw)
         places = torch.arange(MAX_PEOPLE).view(1, -1, 1).expand_as(chosen)
         return torch.where(chosen == NOBODY, NOBODY, table[chosen.clamp(min=0), places])
+
+
+def _some(groups: Tensor, count: int, draw: torch.Generator) -> list[int]:
+    chosen: list[int] = groups[torch.randint(len(groups), (count,), generator=draw)].tolist()
+    return chosen
 
 
 def of_others(references: References, rows: int) -> References:

@@ -29,12 +29,13 @@ class PackageEncoder:
         models = (model_zoo.get_model(str(file), providers=providers_for("cpu")) for file in files)
         self._recogniser = next(model for model in models if getattr(model, "taskname", None) == "recognition")
         self._image = ImageEncoder.load(image)
-        self._files = (Path(self._recogniser.model_file), image)
+        self.recogniser = Path(self._recogniser.model_file)
+        self._folder = image
 
     @cached_property
     def fingerprint(self) -> str:
         """Of recogniser and image encoder; features do not depend on what finds the faces."""
-        return encoders_fingerprint(self._files)
+        return encoders_fingerprint([self.recogniser, self._folder])
 
     def faces(self, crops: Crops) -> NDArray[np.float32]:
         """Aligned faces [n, 112, 112, 3] RGB -> embeddings of length 1, [n, 512]."""

@@ -27,7 +27,7 @@ def injector_sizes(plan: InjectorRecipe, features: PeopleFeatures, unet: Any) ->
         depth=plan.depth,
         heads=plan.heads,
         head_dim=plan.head_dim,
-        stacked=plan.stacked,
+        stacked=plan.references == "stacked",
     )
 
 

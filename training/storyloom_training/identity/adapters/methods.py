@@ -10,16 +10,15 @@ from typing import ClassVar
 
 import torch
 
-from storyloom_training.config import AdapterRecipe, InjectorRecipe, Recipe, StoryMakerRecipe
+from storyloom_training.config import AdapterRecipe, InjectorRecipe, IpAdapterRecipe, Recipe, StoryMakerRecipe
+from storyloom_training.identity.adapters.export import save_adapter, save_published
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
+from storyloom_training.identity.adapters.ip_adapter import READS, IpAdapterTrainee
 from storyloom_training.identity.adapters.saying import learn_to_say
 from storyloom_training.identity.adapters.sayings import Sayings
 from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.identity.adapters.storymaker import StoryMakerTrainee, storymaker_sizes
 from storyloom_training.identity.adapters.trainee import Trainee
-
-FACE = ("face", "face_states")
-FACE_AND_CHARACTER = (*FACE, "character_states")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,10 @@ class Method(ABC):
     def prepare(self, bench: Bench, folder: Path) -> Trainee:
         """What trains, with all but the diffusion stage done."""
 
+    def save(self, file: Path, trainee: Trainee, bench: Bench) -> None:
+        """Writes the file that the engine loads."""
+        save_adapter(file, trainee, method=self.name, encoders=bench.source.features.encoders)
+
 
 @dataclass(frozen=True)
 class Storynizor(Method):
@@ -47,7 +50,7 @@ class Storynizor(Method):
     stacked: bool = False
 
     def plan(self, recipe: Recipe) -> InjectorRecipe:
-        return replace(recipe.injector, stacked=self.stacked)
+        return replace(recipe.injector, references="stacked") if self.stacked else recipe.injector
 
     def prepare(self, bench: Bench, folder: Path) -> Trainee:
         torch.manual_seed(bench.recipe.seed)
@@ -81,7 +84,30 @@ class StoryMaker(Method):
         return trainee
 
 
+@dataclass(frozen=True)
+class IpAdapter(Method):
+    """IP-Adapter's plus form, in a file as published ones are."""
+
+    name = "ip-adapter-plus"
+    features = READS
+
+    def plan(self, recipe: Recipe) -> IpAdapterRecipe:
+        return recipe.ip_adapter
+
+    def prepare(self, bench: Bench, folder: Path) -> Trainee:
+        torch.manual_seed(bench.recipe.seed)
+        features, plan = bench.source.features, self.plan(bench.recipe)
+        trainee = IpAdapterTrainee(plan, features, bench.model.unet)
+        sayings = Sayings.of(bench, plan.tokens, clothes=True)
+        learn_to_say(bench, folder / "say", trainee.maker, sayings, partial(trainee.tokens_of, features))
+        return trainee
+
+    def save(self, file: Path, trainee: Trainee, bench: Bench) -> None:
+        save_published(file, trainee, bench.model.unet, bench.source.features.encoders)
+
+
 METHODS: dict[str, Method] = {
+    "ip-adapter": IpAdapter(),
     "storynizor": Storynizor(),
     "storynizor-stacked": Storynizor(stacked=True),
     "storymaker": StoryMaker(),

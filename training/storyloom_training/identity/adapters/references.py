@@ -32,6 +32,15 @@ def shuffled_references(visible: Tensor, frames: Sequence[int], draw: torch.Gene
     return chosen
 
 
+def own_references(visible: Tensor, frames: Sequence[int]) -> Tensor:
+    """As IP-Adapter trains: each frame's own picture.
+
+    Returns:
+        int64 [len(frames), people, 1].
+    """
+    return torch.where(visible[list(frames)], torch.tensor(frames)[:, None], NOBODY)[..., None]
+
+
 def stacked_references(visible: Tensor, frames: Sequence[int]) -> Tensor:
     """The paper's ablation: all faces of the frames that are trained on, for each of them; its own among them.
 

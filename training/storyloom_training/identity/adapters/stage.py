@@ -18,6 +18,7 @@ from storyloom_training.config import AdapterRecipe, Recipe
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
+from storyloom_training.identity.adapters.face_loss import FaceLoss
 from storyloom_training.identity.adapters.trainee import Trainee
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss, people_weights, weighted_mse
@@ -30,7 +31,7 @@ SAVE_EVERY, SAMPLE_EVERY = 50, 150
 class Bench:
     """What is frozen and read: the model with story attention, its data as latents, and the recipe.
 
-    `latents` [pictures, c, h, w] belong to `source.data`.
+    `latents` [pictures, c, h, w] belong to `source.data`. Without `face_loss` faces are not looked at.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Bench:
     tokenizer: CLIPTokenizer
     source: BatchSource
     latents: Tensor
+    face_loss: FaceLoss | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ def losses_of(
     said = torch.tensor([caption is not None for caption in batch.captions]).view(-1, 1, 1, 1)
     dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * said)
     extra = {} if references is None else trainee.regularise(story, masks, references)
+    if bench.face_loss is not None and references is not None:
+        faces = bench.face_loss(noisy, made, noised.timesteps, batch, references)
+        extra |= {} if faces is None else {"faces": bench.plan.face_loss * faces}
     loss = diffusion + bench.plan.mask_loss * dice + sum(extra.values(), torch.zeros(()))
     parts = {"diffusion": diffusion, "dice": dice} | extra
     return {"loss": loss} | {name: value.detach() for name, value in parts.items()}

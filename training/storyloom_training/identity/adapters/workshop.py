@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from storyloom_training.base import TextToImage
 from storyloom_training.config import AdapterRecipe, Recipe
 from storyloom_training.identity.adapters.batches import BatchSource
 from storyloom_training.identity.adapters.crops import people_crops
-from storyloom_training.identity.adapters.features import ARRAYS, CropEncoder, people_features
+from storyloom_training.identity.adapters.encoder import PackageEncoder
+from storyloom_training.identity.adapters.face_loss import FaceLoss
+from storyloom_training.identity.adapters.features import ARRAYS, people_features
 from storyloom_training.identity.adapters.stage import Bench
+from storyloom_training.identity.recognition import OnnxRecogniser
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
 from storyloom_training.vae import encode_pictures
@@ -39,7 +42,7 @@ class Workshop:
     package: ModelPackage
     rendered: Path
     folder: Path
-    encoder: CropEncoder
+    encoder: PackageEncoder
     features: Sequence[str] = ARRAYS
 
     @cached_property
@@ -68,7 +71,19 @@ class Workshop:
     def bench(self, plan: AdapterRecipe) -> Bench:
         """To train on."""
         data = self._data(self.rendered / "data", Split.TRAIN, self.recipe.data.groups)
-        return self._bench(plan, data, self.rendered / "latents.pt", plan.feature_groups)
+        bench = self._bench(plan, data, self.rendered / "latents.pt", plan.feature_groups)
+        return bench if plan.face_loss == 0 else replace(bench, face_loss=self._face_loss(bench))
+
+    def _face_loss(self, bench: Bench) -> FaceLoss:
+        return FaceLoss(
+            vae=self.vae.requires_grad_(False),
+            scale=self.scale,
+            recognise=OnnxRecogniser(self.encoder.recogniser),
+            data=bench.source.data,
+            features=bench.source.features,
+            rows=bench.plan.face_loss_rows,
+            below=bench.plan.face_loss_below,
+        )
 
     def held_out(self, plan: AdapterRecipe) -> Bench:
         """To validate on: people who never occur in training."""
