@@ -1,4 +1,4 @@
-"""What a method needs to see in a character's references, known before anything is made of them. Loads without torch."""
+"""What a method needs to see in a character's references, told before a story begins. Loads without torch."""
 
 from __future__ import annotations
 
