@@ -115,6 +115,7 @@ class ServedModel:
                 model_service_pb2.IdentityAdapter(name=name, keeps=[PARTS[part] for part in keeps])
                 for name, keeps in self.identity_adapters.items()
             ],
+            loras=list(self.manifest.loras),
         )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from storyloom.v1 import story_pb2 as pb
+from storyloom_model.identity.features import IdentityFeatures
+from storyloom_model.identity.needs import what_is_missing
 from storyloom_model.jobs import Identity
 from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server.catalog import PARTS, ModelCatalog, ServedModel
@@ -19,12 +21,20 @@ _HALF = 0.5
 
 @dataclass(frozen=True, slots=True)
 class WantedIdentity:
-    """What a story wants of one character's references; its features come from elsewhere. See ``Identity``."""
+    """What a story wants of one character's references; its features come from elsewhere. See ``Identity``.
+
+    ``method`` is the identity adapter's.
+    """
 
     name: str
+    method: str
     scale: float
     keep: tuple[str, ...]
     blend_weight: float | None
+
+    def what_is_missing(self, features: bytes) -> str | None:
+        """Why nothing can be made of these features, of this character or of the one that is mixed in."""
+        return what_is_missing(self.method, self.keep, IdentityFeatures.from_bytes(features))
 
     def with_features(self, features: Mapping[tuple[str, bool], bytes]) -> Identity:
         """The identity, from features by the character's name and whether they are mixed in.
@@ -78,6 +88,7 @@ def _wanted(found: Findings, path: str, character: pb.Character, model: ServedMo
         found.add(f"{path}.identity.scale", f"{scale:g} is no strength; use 0 (none) to {_MAX_SCALE:g}")
     return WantedIdentity(
         name=character.name,
+        method=model.manifest.identity_adapters[adapter].method,
         scale=scale,
         keep=_keep(found, f"{path}.identity.keep", identity.keep, model, adapter),
         blend_weight=_blend_weight(found, f"{path}.identity.blend", identity),

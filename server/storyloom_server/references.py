@@ -140,7 +140,11 @@ class References:
         encoders = self._engine.encoders.get(plan.model)
         if any(each.features.encoders != encoders for each in inherited):
             raise errors.references_outdated(parent_id)
-        return (*inherited, *await self._encode_all(tenant, plan.model, sources))
+        encoded = await self._encode_all(tenant, plan.model, sources)
+        violations = _missing(plan, sources, encoded)
+        if violations:
+            raise errors.invalid_story(violations)
+        return (*inherited, *encoded)
 
     async def encode(
         self, tenant: str, model: str, asked: Sequence[AskedReference], read: Sequence[Reference] = ()
@@ -266,6 +270,18 @@ class _Unusable(Exception):  # noqa: N818 - not an error of the server's.
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(f"{len(violations)} references are of no use")
         self.violations = violations
+
+
+def _missing(plan: StoryPlan, sources: Sequence[Source], encoded: Sequence[StoryFeatures]) -> list[Violation]:
+    """What the story's identity adapter needs to see and no reference of a character shows."""
+    wanted = {each.name: each for each in plan.wanted}
+    violations = []
+    for source, known in zip(sources, encoded, strict=True):
+        missing = wanted[known.name].what_is_missing(known.features.data)
+        if missing is not None:
+            path = source.path or source.asked[0].path.rpartition("[")[0]
+            violations.append(Violation(path, missing))
+    return violations
 
 
 def kept_references(request: character_service_pb2.CreateCharacterRequest) -> list[AskedReference]:

@@ -11,12 +11,13 @@ from storyloom_server.violations import Findings
 
 _PATH = "story.settings"
 _MIN_GUIDANCE, _MAX_GUIDANCE = 1.0, 30.0
+_MAX_LORAS, _MAX_LORA_WEIGHT = 8, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
     """Settings without gaps. ``adapter`` is "none" for the package's weights as they are, ``identity_adapter`` where
-    references are left aside.
+    references are left aside. ``loras`` are names with their weights.
     """
 
     steps: int
@@ -29,6 +30,7 @@ class ResolvedSettings:
     adapter: str
     preview_interval: int
     identity_adapter: str
+    loras: tuple[tuple[str, float], ...]
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -43,6 +45,7 @@ class ResolvedSettings:
             consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
+            loras=[pb.LoraWeight(name=name, weight=weight) for name, weight in self.loras],
         )
 
 
@@ -63,6 +66,7 @@ def resolve_settings(
         adapter=_adapter(found, asked, model),
         preview_interval=_preview_interval(found, asked, steps),
         identity_adapter=_identity_adapter(found, asked, model),
+        loras=_loras(found, asked, model),
     )
 
 
@@ -125,6 +129,26 @@ def _identity_adapter(found: Findings, asked: pb.Settings, model: ServedModel) -
         )
         return NO_ADAPTER
     return adapter
+
+
+def _loras(found: Findings, asked: pb.Settings, model: ServedModel) -> tuple[tuple[str, float], ...]:
+    if len(asked.loras) > _MAX_LORAS:
+        found.add(f"{_PATH}.loras", f"{len(asked.loras)} LoRA; name at most {_MAX_LORAS}")
+        return ()
+    known = model.manifest.loras
+    weights: dict[str, float] = {}
+    for index, each in enumerate(asked.loras):
+        path = f"{_PATH}.loras[{index}]"
+        weight = each.weight if each.HasField("weight") else 1.0
+        if each.name not in known:
+            use = f"use one of {', '.join(known)}" if known else "it has none: leave them out"
+            found.add(f"{path}.name", f"{model.name} has no such LoRA; {use}")
+        elif each.name in weights:
+            found.add(f"{path}.name", f"{each.name} is named before; name it once, with the sum of the weights")
+        if not (math.isfinite(weight) and abs(weight) <= _MAX_LORA_WEIGHT):
+            found.add(f"{path}.weight", f"{weight:g} is no weight; use {-_MAX_LORA_WEIGHT:g} to {_MAX_LORA_WEIGHT:g}")
+        weights[each.name] = weight
+    return tuple(weights.items())
 
 
 def _preview_interval(found: Findings, asked: pb.Settings, steps: int) -> int:

@@ -141,6 +141,8 @@ def test_what_is_sent_comes_back(mia: Character) -> None:
     message = story_pb2.Story.FromString(story_message(sent).SerializeToString())
     assert story_from(message).characters == sent.characters
     assert sent.with_settings(steps=3).characters == sent.characters
+    inked = sent.with_settings(loras={"ink": 0.7, "wash": -2})
+    assert story_from(story_message(inked)).settings.loras == {"ink": 0.7, "wash": -2}
 
 
 def test_a_servers_word_of_a_story_cannot_be_sent_again_as_it_is() -> None:
@@ -165,6 +167,7 @@ def test_references_reach_the_server_and_its_notes_the_caller(connect: Connect, 
         (mia,) = server.requests[-1].story.characters
         assert (mia.references[0].picture, list(mia.identity.keep)) == (MIA, [story_pb2.IDENTITY_PART_FACE])
         assert client.get_model().identity_adapters == {"storynizor": (Keep.FACE,)}
+        assert client.get_model().loras == ("ink", "wash")
 
 
 def test_too_large_a_request_is_told_before_it_is_sent(connect: Connect, server: ScriptedServer) -> None:

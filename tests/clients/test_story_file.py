@@ -47,7 +47,7 @@ frames:
     characters: [mia, tom]
     seed: 7
 settings: {model: storyloom-mini, steps: 25, guidance_scale: 5, solver: ddim, width: 128, height: 96, seed: 1,
-  preview_interval: 5, consistency: {enabled: true, adapter: amsa-mask}}
+  preview_interval: 5, consistency: {enabled: true, adapter: amsa-mask}, loras: {ink: 0.8, wash: -1}}
 negative_prompt: blurry
 """,
     )
@@ -74,6 +74,7 @@ negative_prompt: blurry
             seed=1,
             preview_interval=5,
             consistency=Consistency(enabled=True, adapter="amsa-mask"),
+            loras={"ink": 0.8, "wash": -1},
         ),
         negative_prompt="blurry",
     )
@@ -221,6 +222,9 @@ frames:
     characters: [tom]
 settings:
   steps: 3
+  loras:
+    ink: 0.5
+    wash: 1
 """,
         )
     )
@@ -230,6 +234,7 @@ settings:
     assert file.locate("story.characters[0].description") == (2, 3)
     assert file.locate("story.characters[1].description") == (4, 5)
     assert file.locate("story.settings.steps") == (10, 3)
+    assert file.locate("story.settings.loras[1].name") == (13, 5)
     assert file.locate("story.settings.width") is None
     assert file.locate("story.frames[9].prompt") is None
 

@@ -29,10 +29,13 @@ def identity_package(tiny_package: Path, tmp_path_factory: pytest.TempPathFactor
     manifest["identity_adapters"] = {
         "storynizor": {"file": "identity/storynizor.safetensors", "method": "storynizor", "keeps": ["face", "hair"]}
     }
+    manifest["loras"] = {name: f"loras/{name}.safetensors" for name in ("ink", "wash")}
     manifest["defaults"]["identity_adapter"] = "storynizor"
     file.write_text(yaml.safe_dump(manifest))
-    for part in ("faces", "image_encoder", "identity"):
+    for part in ("faces", "image_encoder", "identity", "loras"):
         (folder / part).mkdir()
+    for name in manifest["loras"]:
+        (folder / "loras" / f"{name}.safetensors").touch()
     (folder / "identity" / "storynizor.safetensors").touch()
     return folder
 

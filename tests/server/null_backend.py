@@ -70,6 +70,7 @@ class NullBackend:
         assert all(identity.character in job.characters for identity in job.identities)
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
+        looks += zlib.crc32(repr(job.loras).encode()) if job.loras else 0
         return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])
 
     def step(self, states: Sequence[NullState]) -> None:

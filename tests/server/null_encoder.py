@@ -20,7 +20,7 @@ RED, BLUE, DEADLY, WHITE = (255, 0, 0), (0, 0, 255), (255, 0, 255), (255, 255, 2
 
 
 class NullEncoder:
-    """The embedding of a face is the picture's mean colour, and the size of its mask."""
+    """The embedding of a face is the picture's mean colour, and the size of its mask; garments have none."""
 
     fingerprint = os.environ.get("STORYLOOM_TEST_ENCODERS", "null-1")
 
@@ -38,4 +38,4 @@ class NullEncoder:
             time.sleep(float(os.environ.get("STORYLOOM_TEST_ENCODE_SECONDS", "0")))
         mask = np.asarray(Image.open(io.BytesIO(reference.mask))).mean() if reference.mask else 0.0
         face = np.array([*picture.mean((0, 1)), mask]).round().astype(np.float32)
-        return ReferenceFeatures(reference.role, face), notes
+        return ReferenceFeatures(reference.role, face if reference.role == "character" else None), notes

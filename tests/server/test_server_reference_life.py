@@ -124,6 +124,7 @@ def test_encoders_that_changed_encode_a_kept_character_again(identity_package: P
 
 def test_a_restart_after_kill_makes_the_same_pictures(identity_package: Path, tmp_path: Path) -> None:
     asked = cast_story(picture(PINK), steps=60, frames=12)
+    asked.settings.loras.add(name="ink", weight=0.7)
     slow = {"STORYLOOM_TEST_STEP_SECONDS": "0.03"}
     with measured(tmp_path / "calm", identity_package) as (_, channel, _):
         calm = made(channel, asked)

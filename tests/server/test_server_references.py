@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from storyloom.v1 import model_service_pb2, model_service_pb2_grpc, story_pb2
-from tests.server.casts import GREEN, PINK, cast_story, keep, made, picture, refusal
+from tests.server.casts import GREEN, PINK, cast_story, keep, made, picture, pictures_of, refusal
 from tests.server.fuzzing import png_that_claims, random_picture
 from tests.server.null_encoder import BLUE, RED, WHITE
 from tests.server.serving import ServerProcess, generate, record, serving
@@ -55,8 +55,8 @@ def test_options_of_an_identity_reach_the_model(channel: grpc.Channel) -> None:
     assert len({made(channel, cast_story(picture(), identity=each))[0] for each in options}) == len(options)
     masked = cast_story(picture())
     masked.characters[0].references[0].mask = picture(WHITE)
-    clothes = cast_story(picture())
-    clothes.characters[0].references[0].role = story_pb2.REFERENCE_ROLE_CLOTHES
+    clothes = cast_story(picture(), picture(PINK))
+    clothes.characters[0].references[1].role = story_pb2.REFERENCE_ROLE_CLOTHES
     assert len({made(channel, each)[0] for each in (cast_story(picture()), masked, clothes)}) == 3
 
 
@@ -141,6 +141,31 @@ def test_bad_options_are_refused_all_at_once(channel: grpc.Channel) -> None:
     assert "use one of storynizor, none" in found["story.settings.identity_adapter"]
 
 
+def test_garments_alone_are_no_person(channel: grpc.Channel) -> None:
+    asked = cast_story(picture())
+    asked.characters[0].references[0].role = story_pb2.REFERENCE_ROLE_CLOTHES
+    code, found = refusal(channel, asked)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "garments alone, and the face is needed; add a picture" in found["story.characters[0].references"]
+    garments = [story_pb2.Reference(picture=picture(), role=story_pb2.REFERENCE_ROLE_CLOTHES)]
+    kept = keep(channel, reference_pictures=garments)
+    code, found = refusal(channel, cast_story(character_id=kept.character_id))
+    assert "garments alone" in found["story.characters[0].character_id"]
+
+
+def test_loras_reach_the_model_and_the_record(channel: grpc.Channel) -> None:
+    inked, washed = cast_story(), cast_story()
+    inked.settings.loras.add(name="ink", weight=0.5)
+    inked.settings.loras.add(name="wash")
+    washed.settings.loras.add(name="wash", weight=0.5)
+    events = list(generate(channel, inked))
+    assert len({pictures_of(events)[0], made(channel, washed)[0], made(channel, cast_story())[0]}) == 3
+    expected = [("ink", 0.5), ("wash", 1.0)]
+    assert [(each.name, each.weight) for each in events[0].accepted.settings.loras] == expected
+    kept = record(channel, events[0].story_id).story.settings.loras
+    assert [(each.name, each.weight) for each in kept] == expected
+
+
 def test_models_without_encoders_name_those_that_have_them(channel: grpc.Channel) -> None:
     asked = cast_story(picture())
     asked.settings.model = "tiny"
@@ -157,6 +182,7 @@ def test_models_tell_what_they_take(channel: grpc.Channel) -> None:
     assert [adapter.name for adapter in takes.identity_adapters] == ["storynizor"]
     assert story_pb2.IDENTITY_PART_FACE in takes.identity_adapters[0].keeps
     assert takes.defaults.identity_adapter == "storynizor"
+    assert list(takes.loras) == ["ink", "wash"]
     assert (takes.limits.max_references, takes.limits.max_request_bytes) == (8, 16 * 1024 * 1024)
     assert (list(takes_not.identity_adapters), takes_not.defaults.identity_adapter) == ([], "none")
 

@@ -11,12 +11,18 @@ from tests.server.engines import job
 
 KEPT: list[dict[str, Any]] = [
     {"steps": 7}, {"guidance_scale": 1.0}, {"solver": "unipc"}, {"negative_prompt": "rain"}, {"adapter": ""},
-    {"identity_adapter": "storynizor"},
+    {"identity_adapter": "storynizor"}, {"loras": (("ink", 0.0),)},
 ]  # fmt: skip
 PARTED: list[dict[str, Any]] = [
     {"width": 64}, {"adapter": "amsa"}, {"loras": (("ink", 0.5),)},
     {"identities": (Identity("mia", b""),), "identity_adapter": "storynizor"},
 ]  # fmt: skip
+
+
+def test_the_order_of_loras_does_not_matter() -> None:
+    loras = (("ink", 0.5), ("wash", 1.0))
+    one, other = (replace(job(), loras=order) for order in (loras, loras[::-1]))
+    assert compatibility_key("mini", one) == compatibility_key("mini", other)
 
 
 @pytest.mark.parametrize("change", KEPT)

@@ -1,6 +1,7 @@
 """What a user is told about a bad story, with the real tokenizer of a real package."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,28 @@ def test_every_violation_is_found_at_once(catalog: ModelCatalog) -> None:
     assert "amsa-mask, amsa, none" in found["story.settings.consistency.adapter"]
     assert "{bob}" in found["story.frames[1].prompt"]
     assert "it has mia" in found["story.frames[1].prompt"]
+
+
+def test_bad_loras_are_told(catalog: ModelCatalog) -> None:
+    story = good_story()
+    weights = [("ink", 0.5), ("gone", 1.0), ("ink", 0.2), ("wash", 2.5), ("line", math.nan), ("late", -2.0)]
+    story.settings.loras.extend(pb.LoraWeight(name=name, weight=weight) for name, weight in weights)
+    found = violations(story, catalog)
+    assert "tiny has no such LoRA; it has none: leave them out" in found["story.settings.loras[0].name"]
+    model = catalog.default
+    loras = {name: f"{name}.safetensors" for name in ("ink", "wash", "line", "late")}
+    found = violations(
+        story, ModelCatalog([replace(model, manifest=model.manifest.model_copy(update={"loras": loras}))])
+    )
+    assert found.keys() == {
+        f"story.settings.loras[{place}" for place in ("1].name", "2].name", "3].weight", "4].weight")
+    }
+    assert "use one of ink, wash, line, late" in found["story.settings.loras[1].name"]
+    assert "named before" in found["story.settings.loras[2].name"]
+    assert "2.5 is no weight; use -2 to 2" in found["story.settings.loras[3].weight"]
+    del story.settings.loras[1:]
+    story.settings.loras.extend([story.settings.loras[0]] * 8)
+    assert violations(story, catalog) == {"story.settings.loras": "9 LoRA; name at most 8"}
 
 
 def test_an_empty_story_is_refused(catalog: ModelCatalog) -> None:

@@ -142,6 +142,7 @@ class Settings(_Model):
     :ivar preview_interval: send a rough picture of every frame each so many steps; 0 for none.
     :ivar identity_adapter: of the model, which makes use of references; empty: its default; ``"none"``: they are left
         aside.
+    :ivar loras: LoRA of the model by name, with how much of each is added, -2 to 2.
     """
 
     model: str = ""
@@ -154,6 +155,7 @@ class Settings(_Model):
     consistency: Consistency = Consistency()
     preview_interval: _UInt32 = 0
     identity_adapter: str = ""
+    loras: dict[_Text, Annotated[float, Strict(), Field(ge=-2, le=2, allow_inf_nan=False)]] = {}
 
 
 def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:

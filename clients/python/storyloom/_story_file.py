@@ -55,6 +55,9 @@ class StoryFile:
         if parts[:1] == ["characters"] and len(parts) > 1 and isinstance(parts[1], int) and parts[1] < len(names):
             parts[1] = names[parts[1]]
             parts = _in_file(parts)
+        loras = list(self.story.settings.loras)
+        if parts[:2] == ["settings", "loras"] and isinstance(parts[-2], int) and parts[-2] < len(loras):
+            parts = ["settings", "loras", loras[parts[-2]]]
         # A frame or character may be written as a plain text; then its prompt or description is the entry itself.
         while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in ("prompt", "description"):
             parts.pop()

@@ -167,6 +167,7 @@ def settings_from(message: story_pb2.Settings) -> Settings:
         ),
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
+        loras={each.name: _shortest(each.weight) if each.HasField("weight") else 1.0 for each in message.loras},
     )
 
 
@@ -214,6 +215,7 @@ def _settings_message(settings: Settings) -> story_pb2.Settings:
         consistency=story_pb2.Consistency(enabled=settings.consistency.enabled, adapter=settings.consistency.adapter),
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
+        loras=[story_pb2.LoraWeight(name=name, weight=weight) for name, weight in settings.loras.items()],
     )
 
 

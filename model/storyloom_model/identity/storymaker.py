@@ -26,7 +26,8 @@ class StoryMakerSizes:
     """Those of the published SDXL adapter by default.
 
     ``width`` is that of the tokens, hence of the UNet's text; ``states`` that of the image encoder's hidden states.
-    ``places`` is how many characters a frame can have.
+    ``places`` is how many characters a frame can have. Without ``background`` there are tokens of characters alone (the
+    paper's ablation).
     """
 
     width: int = 2048
@@ -39,6 +40,7 @@ class StoryMakerSizes:
     places: int = 3
     depth: int = 4
     head_width: int = HEAD_WIDTH
+    background: bool = True
 
     @property
     def tokens(self) -> int:
@@ -109,18 +111,21 @@ class StoryMakerResampler(nn.Module):
         return tokens
 
     def place(self, characters: Tensor) -> Tensor:
-        """The background's tokens, then each character's at its place: [..., K, tokens, D] -> [..., (K+1)*tokens, D].
+        """The background's tokens, then each character's at its place: [..., K, tokens, D] -> [..., (K+1)*tokens, D];
+        K*tokens where there is no background.
 
         Args:
             characters: tokens of the face, then of the character crop; at most ``places`` characters.
         """
         placed = characters + self.pos_embed[: characters.shape[-3]]
         placed = placed + self.norm_out(self.proj_out(placed))
+        if not self.sizes.background:
+            return placed.flatten(-3, -2)
         background = self.bg_embed.expand(*placed.shape[:-3], 1, -1, -1)
         return torch.cat([background, placed], dim=-3).flatten(-3, -2)
 
     def forward(self, face: Tensor, face_states: Tensor, character_states: Tensor) -> Tensor:
-        """All tokens of one frame with K characters: [K, face], [K, S, states] twice -> [(K+1)*tokens, D]."""
+        """All tokens of one frame with K characters: [K, face], [K, S, states] twice -> see ``place``."""
         characters = [self.face_tokens(face, face_states), self.character_tokens(character_states)]
         return self.place(torch.cat(characters, dim=1))
 

@@ -11,7 +11,8 @@ from storyloom_server.scheduler import StoryShape, StorySpec
 def compatibility_key(model: str, job: StoryJob) -> Hashable:
     """What jobs must share to take a step together."""
     identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
-    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, job.loras)
+    loras = frozenset((name, weight) for name, weight in job.loras if weight)
+    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras)
 
 
 def story_shape(job: StoryJob) -> StoryShape:

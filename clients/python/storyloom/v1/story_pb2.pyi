@@ -117,7 +117,7 @@ class Consistency(_message.Message):
     def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter")
+    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class Settings(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     steps: int
     guidance_scale: float
@@ -138,4 +139,13 @@ class Settings(_message.Message):
     consistency: Consistency
     preview_interval: int
     identity_adapter: str
-    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ...) -> None: ...
+    loras: _containers.RepeatedCompositeFieldContainer[LoraWeight]
+    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[LoraWeight, _Mapping[str, object]]]] = ...) -> None: ...
+
+class LoraWeight(_message.Message):
+    __slots__ = ("name", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...

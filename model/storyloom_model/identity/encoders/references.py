@@ -96,6 +96,8 @@ class ReferenceEncoder:
         if not faces and mask is not None:
             notes = ["no face was found: only what the mask shows is taken over"]
             return None, [whitened_character(picture.pixels, mask, self.image.size)], notes
+        if not faces and not _has_colours(picture.pixels):
+            raise ReferenceProblem("no face was found in this grey picture; send one in colour, or a mask with it")
         face, notes = choose_face(faces, mask)
         notes += judge_face(picture.pixels, face)
         crops = [face.crop(picture.pixels, self.image.size)]
@@ -127,6 +129,11 @@ def encoders_fingerprint(folders: Sequence[Path]) -> str:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "blake2b").digest())
     return digest.hexdigest()
+
+
+def _has_colours(pixels: Pixels) -> bool:
+    """Whether a picture [h, w, 3] is more than grey; face detectors may never have seen one that is not."""
+    return bool((pixels[..., :1] != pixels[..., 1:]).any())
 
 
 def _of(place: int, count: int, text: str) -> str:

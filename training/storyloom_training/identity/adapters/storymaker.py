@@ -36,6 +36,7 @@ def storymaker_sizes(plan: StoryMakerRecipe, features: PeopleFeatures, unet: Any
         places=MAX_PEOPLE,
         depth=plan.depth,
         head_width=plan.head_dim,
+        background=plan.background,
     )
 
 
@@ -74,7 +75,7 @@ class StoryMakerTrainee(Trainee):
         ends = (present.sum(1, keepdim=True) + 1) * length
         blocks = torch.eye(people + 1).repeat_interleave(length, 1).expand(rows, -1, -1)
         if not self._plan.background:
-            placed, ends, blocks = placed[:, length:], ends - length, blocks[:, 1:, length:]
+            ends, blocks = ends - length, blocks[:, 1:, length:]
         packed = PackedStreams(
             placed, ends.int(), torch.ones(rows, 1), torch.full((rows, 1), EVERYWHERE, dtype=torch.long)
         )
