@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storyloom_model.package import ModelPackage
@@ -16,10 +17,21 @@ from storyloom_model.package import ModelPackage
 RECORD_FILE = "export.json"
 FORMAT = 1
 _BLOCK_BYTES = 1 << 20
-_HASHED_FOLDERS = ("unet", "vae", "text_encoder", "image_encoder")
+_HASHED_FOLDERS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "fp8"]
+
+
+DTYPES = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
+"""torch's types by ONNX's names of them, as records have them."""
 
 
 class ArtefactError(Exception):
@@ -44,6 +56,11 @@ class ComponentRecord(_Part):
     file: str
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first output: the number type that it computes in."""
+        return DTYPES[self.outputs[0].dtype]
 
 
 class FileRecord(_Part):
@@ -70,6 +87,11 @@ class ExportRecord(_Part):
     versions: dict[str, str]
     components: dict[str, ComponentRecord]
     files: dict[str, FileRecord]
+
+
+def base_of(component: str) -> str:
+    """The component whose graph one has with other weights: "unet" of "unet.amsa"; else the component itself."""
+    return "unet" if component.startswith("unet.") else component
 
 
 @dataclass(frozen=True)
@@ -158,14 +180,25 @@ def describe_file(file: Path) -> FileRecord:
 
 
 def package_hash(package: ModelPackage) -> str:
-    """SHA-256 over all of a package that an export is made of: configurations, weights, adapters, the mask rule."""
-    folders = [package.folder / part for part in _HASHED_FOLDERS]
-    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
-    files += [package.adapter_file(name) for name in package.manifest.adapters]
-    digest = hashlib.sha256(package.manifest.attention.model_dump_json().encode())
+    """SHA-256 over all of a package that an export is made of: configurations, weights, the image encoder, adapters and
+    identity adapters with their methods, the mask rule.
+    """
+    manifest = package.manifest
+    parts = [*_HASHED_FOLDERS, *([] if manifest.encoders is None else [manifest.encoders.image])]
+    files = [file for part in parts for file in _files(package.folder / part)]
+    files += [package.adapter_file(name) for name in manifest.adapters]
+    files += [package.folder / one.file for one in manifest.identity_adapters.values()]
+    digest = hashlib.sha256(manifest.attention.model_dump_json().encode())
+    for name, one in manifest.identity_adapters.items():
+        digest.update(f"{name} {one.method}\n".encode())
     for file in sorted(files):
         digest.update(f"{file.relative_to(package.folder).as_posix()} {_digest([file])}\n".encode())
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a folder."""
+    return [path] if path.is_file() else [one for one in path.glob("*") if one.is_file()]
 
 
 def check_file(file: Path, expected: FileRecord, hint: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from storyloom_export.story import GraphStory, levels_of, prepare_group_norms, prepare_unet
+from storyloom_export.streams import example_streams, free_sizes, streams_of
 from storyloom_model.maps import ForegroundRule
 
 FreeSizes: TypeAlias = Mapping[str, dict[int, Any]]
@@ -54,9 +55,11 @@ class _UNet(nn.Module):
         previous_maps: Tensor,
         pooled_text: Tensor | None = None,
         time_ids: Tensor | None = None,
+        **identity: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        streams = streams_of(identity) if identity else None
         story = GraphStory(
-            token_mask, bounds, sources, source_of_row, crosses_frames, previous_maps, self._rule
+            token_mask, bounds, sources, source_of_row, crosses_frames, previous_maps, self._rule, streams
         )  # fmt: skip
         prediction: Tensor = self.unet(
             sample,
@@ -72,13 +75,19 @@ class _UNet(nn.Module):
         return prediction, story.average(0)
 
 
-def unet(model: Any, rule: ForegroundRule, tokens: int = 77) -> Exportable:
+def unet(model: Any, rule: ForegroundRule, tokens: int = 77, *, identities: bool = False) -> Exportable:
     """A UNet2DConditionModel with story attention. Changes ``model``, which no longer runs in torch.
+
+    Args:
+        model: the UNet.
+        rule: how maps become masks.
+        tokens: of a text.
+        identities: whether the graph takes identity streams.
 
     Raises:
         ValueError: the UNet has a part that this export does not know.
     """
-    prepare_unet(model)
+    widths = prepare_unet(model)
     multiple = 2 ** (levels_of(model) - 1)
     dtype, device = model.dtype, model.device
     rows, sources, cast, height, width = 5, 3, 2, 3 * multiple, 2 * multiple
@@ -116,26 +125,43 @@ def unet(model: Any, rule: ForegroundRule, tokens: int = 77) -> Exportable:
         free |= {"pooled_text": {0: row}, "time_ids": {0: row}}
     elif kind not in (None, "text"):
         raise ValueError(f"a UNet with addition_embed_type {kind} cannot be exported; use text, text_time or none")
+    if identities:
+        streams = example_streams(widths, rows, inputs["sample"])
+        inputs |= streams
+        free |= free_sizes(streams, row)
     return Exportable(_UNet(model, rule), inputs, free, ("prediction", "maps"), "unet.")
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, penultimate: bool, pooled: bool) -> None:
         super().__init__()
         self.model = model
+        self._penultimate = penultimate
+        self._pooled = pooled
 
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model(ids)[0]
-        return hidden
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(ids, output_hidden_states=self._penultimate)
+        hidden = found.hidden_states[-2] if self._penultimate else found.last_hidden_state
+        return (hidden, found.text_embeds) if self._pooled else (hidden,)
 
 
-def text_encoder(model: Any) -> Exportable:
-    """A CLIPTextModel: token ids -> the last hidden states."""
+def text_encoder(model: Any, *, penultimate: bool = False) -> Exportable:
+    """A CLIPTextModel: token ids -> the last hidden states, or those before them, as in the form of SDXL."""
+    return _text_encoder(_TextEncoder(model, penultimate, pooled=False), model, ("hidden",))
+
+
+def second_text_encoder(model: Any) -> Exportable:
+    """A CLIPTextModelWithProjection of the form of SDXL: token ids -> the hidden states before the last, and what it
+    makes of the text as a whole.
+    """
+    return _text_encoder(_TextEncoder(model, penultimate=True, pooled=True), model, ("hidden", "pooled"))
+
+
+def _text_encoder(module: nn.Module, model: Any, outputs: tuple[str, ...]) -> Exportable:
     draw = torch.Generator().manual_seed(0)
     shape = (3, model.config.max_position_embeddings)
     ids = torch.randint(model.config.vocab_size, shape, generator=draw).to(model.device)
-    free = {"ids": {0: Dim("texts", max=_MOST_ROWS)}}
-    return Exportable(_TextEncoder(model), {"ids": ids}, free, ("hidden",), "model.")
+    return Exportable(module, {"ids": ids}, {"ids": {0: Dim("texts", max=_MOST_ROWS)}}, outputs, "model.")
 
 
 class _VaeDecoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from storyloom_export.artefact import Artefact, default_folder
+from storyloom_export.artefact import Artefact, base_of, default_folder
 from storyloom_export.gpu import Gpu
 from storyloom_export.memory import DeviceMemory
 from storyloom_export.modules import ExportedTextEncoder, ExportedUNet, ExportedVae
@@ -38,6 +39,8 @@ class ExportedDenoiser(Denoiser):
 
     captures: ClassVar[bool] = False
     """Whether calls of its sessions may be captured as CUDA graphs."""
+    changes_weights: ClassVar[bool] = True
+    """Whether its sessions take other weights than the graphs have, as LoRA and some identity adapters want."""
 
     @classmethod
     def sessions(cls, package: ModelPackage, artefact: Artefact, device: torch.device) -> OpenSession:
@@ -82,6 +85,9 @@ class ExportedDenoiser(Denoiser):
         unet: ExportedUNet = self._unet
         return unet.with_adapter(name)
 
+    def _with_weights(self, unet: ExportedUNet, weights: Mapping[str, Tensor], name: str) -> ExportedUNet:
+        return unet.with_weights(weights)
+
     def _call_of(self, unet: ExportedUNet) -> UNetCall:
         return unet
 
@@ -90,12 +96,13 @@ class ExportedDenoiser(Denoiser):
         return ()
 
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
-        """None: the graphs have no identity streams. Jobs that want them are refused."""
-        return {}
+        """Those that the backend can run; jobs that want another are refused."""
+        loaded = super()._load_identity_adapters(package)
+        return {name: one for name, one in loaded.items() if self.changes_weights or not one.low_rank}
 
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
-        """None: the weights are in the graphs. Jobs that want them are refused."""
-        return {}
+        """All or none, in which case jobs that want one are refused."""
+        return super()._load_loras(package) if self.changes_weights else {}
 
 
 class OnnxDenoiser(ExportedDenoiser):
@@ -114,6 +121,7 @@ class OnnxTensorRtDenoiser(OnnxDenoiser):
     """The backend ``onnxruntime-tensorrt``: ONNX Runtime's TensorRT provider, which builds engines at its start."""
 
     runtime = "onnxruntime-tensorrt"
+    changes_weights = False  # The engines that it keeps would go for those of other weights.
     provider = "tensorrt"
 
 
@@ -121,6 +129,7 @@ class OnnxTensorRtRtxDenoiser(OnnxDenoiser):
     """The backend ``onnxruntime-tensorrt-rtx``: NVIDIA's provider for RTX GPUs."""
 
     runtime = "onnxruntime-tensorrt-rtx"
+    changes_weights = False
     provider = "tensorrt-rtx"
 
 
@@ -159,16 +168,16 @@ def onnx_sessions(
         runtime: the module onnxruntime, or what stands for it.
     """
 
-    def open_session(component: str) -> Session:
+    def open_session(component: str, weights: Mapping[str, Tensor] | None = None) -> Session:
         cache, ranges = None, None
         if provider in PROVIDERS and PROVIDERS[provider].profile is not None:
             # Ranges must be given for every input of every part that the provider takes. A UNet is taken in parts, as
             # Otsu's rule has float64: there the provider widens its ranges as it meets shapes.
-            if not component.startswith("unet"):
+            if base_of(component) != "unet":
                 ranges = _ranges(package, artefact, component)
             cache = package.folder / CACHE_FOLDER / _cache_key(artefact, component, provider, memory, ranges, runtime)
         choice = choose(provider, memory, artefact.record.dtype, cache, ranges, artefact.record.quantization)
-        return Session(artefact.component(component), memory, choice, runtime)
+        return Session(artefact.component(component), memory, choice, runtime, weights)
 
     return open_session
 
@@ -176,12 +185,15 @@ def onnx_sessions(
 def components_of(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Components:
     """Sessions where a package's modules stand, and its own tokenizer and noise schedule."""
     schedulers: Any = DDIMScheduler
+    paired = "text_encoder_2" in artefact.record.components
     return Components(
-        unet=ExportedUNet(artefact, open_session),
+        unet=ExportedUNet(artefact, package.folder, open_session),
         vae=ExportedVae(artefact, package.folder, open_session),
-        text_encoder=ExportedTextEncoder(artefact, open_session),
+        text_encoder=ExportedTextEncoder(artefact, "text_encoder", open_session),
         tokenizer=package.load_tokenizer(),
         scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
+        text_encoder_2=ExportedTextEncoder(artefact, "text_encoder_2", open_session) if paired else None,
+        tokenizer_2=package.load_tokenizer("tokenizer_2") if paired else None,
     )
 
 

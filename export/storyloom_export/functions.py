@@ -24,6 +24,10 @@ _FLOAT: int = TensorProto.FLOAT
 _DOUBLE: int = TensorProto.DOUBLE
 _INT32: int = TensorProto.INT32
 _INT64: int = TensorProto.INT64
+_TINY = 1.1754943508222875e-38
+"""The least normal float32: ``torch.finfo(torch.float32).tiny``."""
+_LOWEST = -3.4028234663852886e38
+"""The least float32: what no softmax beside anything else gives a share."""
 
 
 @script(_OURS, default_opset=op)
@@ -104,6 +108,63 @@ def CrossAttentionWithMaps(q, k, v, token_mask):  # noqa: N802
     weights = op.Unsqueeze(op.Div(chosen, count), [1])
     maps = op.MatMul(weights, op.Transpose(shares, perm=[0, 1, 3, 2]))
     return out, maps
+
+
+@script(_OURS, default_opset=op)
+def IdentityAttention(attended, q, id_k, id_v, ends, scale, owner, maps, present, source_of_row):  # noqa: N802
+    """The rest of K2: what the identity tokens of each character add to the text, where the character is.
+
+    ``attended`` and q [R, N, H, d]; id_k, id_v [R, I, H, d], the I tokens of a row's C streams, one stream after the
+    other; ``ends`` int32 [R, C], ``scale`` float32 [R, C] and ``owner`` int32 [R, C] as in
+    ``storyloom_model.identity.streams``; ``maps`` float32 [S, K, N], ``present`` bool [S, K] and ``source_of_row``
+    int32 [R], of which the regions are made as ``storyloom_model.identity.regions`` does -> [R, N, H, d].
+
+    Where no row has a token nothing is computed.
+    """
+    zero = op.Constant(value_float=0.0)
+    last_ends = op.Cast(ends, to=_INT64)
+    if op.Greater(op.ReduceMax(last_ends, keepdims=0), op.Constant(value_int=0)):
+        seen = op.Where(op.Unsqueeze(present, [2]), maps, zero)
+        peak = op.ReduceMax(seen, [1], keepdims=1)
+        known = op.GreaterOrEqual(peak, op.Constant(value_float=_TINY))
+        relative = op.Where(
+            known, op.Div(seen, op.Where(known, peak, op.Constant(value_float=1.0))),
+            op.Cast(op.Unsqueeze(present, [2]), to=_FLOAT),
+        )  # fmt: skip
+        squares = op.Mul(relative, relative)
+        total = op.Max(op.ReduceSum(squares, [1], keepdims=1), op.Constant(value_float=1.0))
+        of_characters = op.Gather(op.Div(squares, total), source_of_row, axis=0)
+        characters = op.Squeeze(op.Slice(op.Shape(maps), [1], [2]))
+        places = op.Range(op.Constant(value_int=0), characters, op.Constant(value_int=1))
+        owners = op.Cast(owner, to=_INT64)
+        owns = op.Cast(op.Equal(op.Unsqueeze(owners, [2]), places), to=_FLOAT)
+        everywhere = op.Cast(op.Less(owners, op.Constant(value_int=0)), to=_FLOAT)
+        region = op.Add(op.MatMul(owns, of_characters), op.Unsqueeze(everywhere, [2]))
+
+        width = op.Cast(op.Slice(op.Shape(q), [3], [4]), to=_FLOAT)
+        queries = op.Transpose(op.Mul(q, op.CastLike(op.Reciprocal(op.Sqrt(width)), q)), perm=[0, 2, 1, 3])
+        scores = op.Cast(op.MatMul(queries, op.Transpose(id_k, perm=[0, 2, 3, 1])), to=_FLOAT)
+        values_ = op.Transpose(id_v, perm=[0, 2, 1, 3])
+        tokens = op.Squeeze(op.Slice(op.Shape(id_k), [1], [2]))
+        slot = op.Unsqueeze(op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1)), [0])
+        nothing = op.Constant(value_float=_LOWEST)
+        begin = op.Mul(op.Slice(last_ends, [0], [1], [1]), op.Constant(value_int=0))
+        out = op.Cast(attended, to=_FLOAT)
+        for stream in range(op.Squeeze(op.Slice(op.Shape(ends), [1], [2]))):
+            end = op.Unsqueeze(op.Gather(last_ends, stream, axis=1), [1])
+            own = op.And(op.GreaterOrEqual(slot, begin), op.Less(slot, end))
+            # An empty stream sees what is not its own and then counts nothing, as a softmax of nothing is not a number.
+            shares = op.Softmax(op.Where(op.Unsqueeze(own, [1, 2]), scores, nothing), axis=-1)
+            said = op.Transpose(op.MatMul(op.CastLike(shares, values_), values_), perm=[0, 2, 1, 3])
+            filled = op.Cast(op.Greater(end, begin), to=_FLOAT)
+            counts = op.Mul(filled, op.Unsqueeze(op.Gather(scale, stream, axis=1), [1]))
+            weight = op.Mul(counts, op.Gather(region, stream, axis=1))
+            out = op.Add(out, op.Mul(op.Unsqueeze(weight, [2, 3]), op.Cast(said, to=_FLOAT)))
+            begin = end
+        result = op.CastLike(out, attended)
+    else:
+        result = op.Identity(attended)
+    return result
 
 
 @script(_OURS, default_opset=op)
@@ -192,6 +253,7 @@ _FUNCTIONS = (
     Bank,
     CrossFrameAttention,
     CrossAttentionWithMaps,
+    IdentityAttention,
     ForegroundOtsu,
     ForegroundQuantile,
     ForegroundFixed,

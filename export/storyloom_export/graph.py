@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
+from torch import Tensor, nn
 
 from storyloom_export.components import Exportable
 from storyloom_export.functions import BFLOAT16_OPSET, DOMAIN, OPSET, VERSION, function_protos
@@ -33,13 +34,13 @@ def build_graph(part: Exportable, weights: WeightSource | None = None, opset: in
         The graph; its initializers have the names of the component's parameters.
     """
     opset = max(opset or 0, opset_of(part))
+    prefix = f"module.{part.prefix}"
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            part.module.eval(),
-            (),
-            kwargs=part.inputs,
+            _Ordered(part).eval(),
+            tuple(part.inputs.values()),
             dynamo=True,
-            dynamic_shapes={name: part.free.get(name, {}) for name in part.inputs},
+            dynamic_shapes=(tuple(part.free.get(name, {}) for name in part.inputs),),
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             opset_version=opset,
@@ -51,11 +52,11 @@ def build_graph(part: Exportable, weights: WeightSource | None = None, opset: in
     model = program.model
     _name_sizes(model, _symbols(program.exported_program, part))
     if weights is not None:
-        stream_weights(model, part.prefix, weights)
+        stream_weights(model, prefix, weights)
     _simplify(model)
     for name, value in list(model.graph.initializers.items()):
-        if name.startswith(part.prefix):
-            value.name = name.removeprefix(part.prefix)
+        if name.startswith(prefix):
+            value.name = name.removeprefix(prefix)
     _add_functions(model, opset)
     return model
 
@@ -64,6 +65,18 @@ def opset_of(part: Exportable) -> int:
     """18, or for bfloat16 the first opset whose convolutions take it."""
     dtypes = {weight.dtype for weight in part.module.parameters()}
     return BFLOAT16_OPSET if torch.bfloat16 in dtypes else OPSET
+
+
+class _Ordered(nn.Module):
+    """A component whose inputs come one after the other: torch.export takes no free sizes of inputs of any name."""
+
+    def __init__(self, part: Exportable) -> None:
+        super().__init__()
+        self.module = part.module
+        self._names = tuple(part.inputs)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module(**dict(zip(self._names, inputs, strict=True)))
 
 
 def _symbols(program: Any, part: Exportable) -> dict[str, str]:

@@ -97,11 +97,11 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 def _flops(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int | None:
     """Of one node; 0 for what multiplies nothing, None where a size is not known."""
-    counted = ("Conv", "MatMul", "Gemm", "CrossFrameAttention", "CrossAttentionWithMaps")
+    counted = ("Conv", "MatMul", "Gemm", "CrossFrameAttention", "CrossAttentionWithMaps", "IdentityAttention")
     if node.op_type not in counted:
         return 0
     out = shapes.get(node.output[0])
-    second = shapes.get(node.input[1])
+    second = shapes.get(node.input[2 if node.op_type == "IdentityAttention" else 1])
     if out is None or second is None:
         return None
     match node.op_type:

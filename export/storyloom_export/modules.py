@@ -3,40 +3,87 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from storyloom_export.artefact import Artefact
 from storyloom_export.session import OpenSession
+from storyloom_export.stored import stored_unet
+from storyloom_export.streams import no_streams
 from storyloom_model.batch import Tensors
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ADDED = {"added.text_embeds": "pooled_text", "added.time_ids": "time_ids"}
+"""What ``collate`` calls SDXL's conditions beside the text, and what the graph does."""
 
 
 class _Component(nn.Module):
     """What every stand-in has: the device and dtype of its session."""
 
-    def __init__(self, artefact: Artefact, component: str, open_session: OpenSession) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        component: str,
+        open_session: OpenSession,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.artefact = artefact
-        self.session = open_session(component)
+        self.record = artefact.record.components[component]
+        self.session = open_session(component, weights)
         self.device = self.session.device
-        self.dtype = DTYPES[artefact.record.dtype]
+        self.dtype = self.record.dtype
 
 
 class ExportedUNet(_Component):
-    """A UNet2DConditionModel with story attention; called as ``storyloom_model.batch`` calls ``unet_pass`` of one."""
+    """A UNet2DConditionModel with story attention; called as ``storyloom_model.batch`` calls ``unet_pass`` of one.
 
-    def __init__(self, artefact: Artefact, open_session: OpenSession, adapter: str | None = None) -> None:
-        super().__init__(artefact, "unet" if adapter is None else f"unet.{adapter}", open_session)
+    Args:
+        artefact: the export.
+        package_folder: of the package that it is of.
+        open_session: how components are opened.
+        adapter: whose weights it has; None: the base weights.
+        weights: that take the place of those of the same names.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        package_folder: Path,
+        open_session: OpenSession,
+        adapter: str | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        component = "unet" if adapter is None else f"unet.{adapter}"
+        super().__init__(artefact, component, open_session, weights)
+        self._component = component
         self._open_session = open_session
+        self._package_folder = package_folder
+        self._adapter = adapter
 
     def with_adapter(self, name: str) -> ExportedUNet:
         """The UNet with an adapter's weights, which are in the export already."""
-        return ExportedUNet(self.artefact, self._open_session, name)
+        return ExportedUNet(self.artefact, self._package_folder, self._open_session, name)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> ExportedUNet:
+        """The UNet with other weights for some."""
+        return ExportedUNet(self.artefact, self._package_folder, self._open_session, self._adapter, weights)
+
+    def named_modules(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Those of the UNet that was exported, hence its parameters too: whoever brings weights holds them against it.
+
+        Its parameters are the weights on disk.
+        """
+        return self._stored.named_modules(*args, **options)  # type: ignore[no-any-return]
+
+    @cached_property
+    def _stored(self) -> Any:
+        return stored_unet(self._package_folder / "unet", self.artefact.component(self._component))
 
     def forward(self, inputs: Tensors) -> Tensors:
         """What ``unet_pass`` returns for what ``collate`` made. The text's keys and values are made inside.
@@ -50,9 +97,16 @@ class ExportedUNet(_Component):
         attends = "attention.bounds" in inputs
         given = {"sample": latents, "timestep": inputs["times"].float(), "text": inputs["text"]}
         given |= _attention(inputs) if attends else _alone(inputs)
+        given |= {ours: inputs[theirs] for theirs, ours in _ADDED.items() if theirs in inputs}
+        given |= self._streams(inputs)
         outputs = {"prediction": (latents.shape, self.dtype), "maps": (given["previous_maps"].shape, torch.float32)}
         values, maps = self.session.run(given, outputs)
         return {"values": values} | ({"maps": maps} if attends else {})
+
+    def _streams(self, inputs: Tensors) -> dict[str, Tensor]:
+        """The streams of ``collate``, or none, if the graph takes any."""
+        given = {name.replace(".", "_"): value for name, value in inputs.items() if name.startswith("identity.")}
+        return given or no_streams(self.record.inputs, len(inputs["latents"]), self.device)
 
 
 def _attention(inputs: Tensors) -> dict[str, Tensor]:
@@ -90,16 +144,20 @@ def _alone(inputs: Tensors) -> dict[str, Tensor]:
 
 
 class ExportedTextEncoder(_Component):
-    """A CLIPTextModel."""
+    """A text encoder of CLIP."""
 
-    def __init__(self, artefact: Artefact, open_session: OpenSession) -> None:
-        super().__init__(artefact, "text_encoder", open_session)
-        self._width = artefact.record.components["text_encoder"].outputs[0].shape[-1]
+    def forward(self, ids: Tensor, output_hidden_states: bool = False) -> Any:
+        """Token ids [n, T] -> what ``storyloom_model.encoder`` reads of a transformers model's answer.
 
-    def forward(self, ids: Tensor) -> tuple[Tensor]:
-        """Token ids [n, T] -> the last hidden states, [n, T, D]."""
-        shape = (*ids.shape, int(self._width))
-        return (self.session.run({"ids": ids}, {"hidden": (shape, self.dtype)})[0],)
+        That is the last hidden states [n, T, D] as the first part, or in the form of SDXL ``hidden_states[-2]``, and of
+        the second text encoder ``text_embeds`` [n, P].
+        """
+        outputs = {one.name: ((len(ids), *map(int, one.shape[1:])), self.dtype) for one in self.record.outputs}
+        hidden, *pooled = self.session.run({"ids": ids}, outputs)
+        if not output_hidden_states:
+            return (hidden,)
+        # Nobody asks for the last ones, and they are not made.
+        return SimpleNamespace(hidden_states=(hidden, None), text_embeds=pooled[0] if pooled else None)
 
 
 class ExportedVae(_Component):

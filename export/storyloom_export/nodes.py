@@ -27,6 +27,23 @@ def cross_attention_with_maps(q: Tensor, k: Tensor, v: Tensor, token_mask: Tenso
     return out, maps.mean(1)
 
 
+def identity_attention(
+    attended: Tensor,
+    q: Tensor,
+    identity_kv: tuple[Tensor, Tensor],
+    streams: tuple[Tensor, Tensor, Tensor],
+    maps: Tensor,
+    present: Tensor,
+    source_of_row: Tensor,
+) -> Tensor:
+    """The rest of K2: ``attended`` and q [R, N, H, d], tokens' keys and values [R, I, H, d], streams' ends, scale and
+    owner [R, C], ``maps`` float32 [S, K, N], ``present`` bool [S, K], ``source_of_row`` int64 [R] -> [R, N, H, d].
+    """
+    ends, scale, owner = streams
+    inputs = [attended, q, *identity_kv, ends, scale, owner.int(), maps, present, source_of_row.int()]
+    return _nodes("IdentityAttention", inputs, [(attended.dtype, attended.shape)])[0]
+
+
 def foreground(maps: Tensor, method: ForegroundMethod, value: float | None) -> Tensor:
     """K3: float32 [S, K, N] -> bool [S, K, N]."""
     name = {"otsu": "ForegroundOtsu", "quantile": "ForegroundQuantile", "fixed": "ForegroundFixed"}[method]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 
 from storyloom_export.artefact import (
+    DTYPES,
     Artefact,
     ComponentRecord,
     Dtype,
@@ -37,7 +38,7 @@ from storyloom_model.adapters import load_adapter
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.manifest import NO_ADAPTER
-from storyloom_model.package import ModelPackage, PackageError, components_in
+from storyloom_model.package import ModelPackage, PackageError
 
 NUMERICS = (
     "Softmax, group normalisation, maps and masks in float32 at least; Otsu's threshold in whole numbers and float64; "
@@ -72,10 +73,6 @@ def export_package(
         ArtefactError: what quantises is not installed.
         PackageError: the package has a component that cannot be exported, or an adapter that is not for its UNet.
     """
-    if "text_encoder_2" in components_in(package.folder):
-        raise PackageError(
-            f"{package.folder} is a model in the form of SDXL, which cannot be exported yet; serve it with torch"
-        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         partial = Path(scratch) / folder.name
@@ -103,9 +100,12 @@ def _write_all(
         **{f"storyloom.version.{name}": version(name) for name in _PACKAGES},
     }
     modules = load_modules(package, getattr(torch, dtype))
+    rows = list(rows_of(modules))
+    for name in modules.keys() - {row.module for row, _ in rows}:
+        progress(f"{name} is of a kind that is not exported; it runs in torch")
     multiple = 2 ** (levels_of(modules["unet"]) - 1)
     records = {}
-    for row, module in rows_of(modules):
+    for row, module in rows:
         name = row.name
         progress(f"exporting {name}")
         model = build_graph(_part(row, module, package), opset=opset)
@@ -189,7 +189,7 @@ def write_adapted(base: Path, file: Path, weights: Mapping[str, torch.Tensor], a
             if tensor is None or list(tensor.dims) != list(weight.shape):
                 found = "no such weight" if tensor is None else list(tensor.dims)
                 raise PackageError(f"adapter {adapter} is not for this UNet: {name} is {list(weight.shape)}, {found}")
-            replacement = ir.to_proto(ir.tensor(weight.to(_torch_dtype(tensor)).contiguous(), name=name))
+            replacement = ir.to_proto(ir.tensor(weight.to(_dtype(tensor)).contiguous(), name=name))
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 tensor.CopyFrom(replacement)
                 continue
@@ -203,13 +203,8 @@ def write_adapted(base: Path, file: Path, weights: Mapping[str, torch.Tensor], a
     onnx.checker.check_model(str(file))
 
 
-def _torch_dtype(tensor: onnx.TensorProto) -> torch.dtype:
-    known: dict[int, torch.dtype] = {
-        onnx.TensorProto.FLOAT: torch.float32,
-        onnx.TensorProto.FLOAT16: torch.float16,
-        onnx.TensorProto.BFLOAT16: torch.bfloat16,
-    }
-    return known[tensor.data_type]
+def _dtype(tensor: onnx.TensorProto) -> torch.dtype:
+    return DTYPES[onnx.TensorProto.DataType.Name(tensor.data_type)]
 
 
 def _describe(model: ir.Model, file: str) -> ComponentRecord:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from storyloom_export.artefact import ArtefactError, Quantization
+from storyloom_export.artefact import DTYPES, ArtefactError, Quantization
 
 OPSET = 19
 """The first whose QuantizeLinear knows fp8 and takes half precision."""
@@ -120,8 +120,7 @@ def _product(use: Any) -> ir.Node | None:
 
 def _pair(model: ir.Model, value: ir.Value, largest: Tensor, kind: Quantization, name: str) -> list[ir.Node]:
     """QuantizeLinear and DequantizeLinear of a value; its scale, of the value's type, and zero are initializers."""
-    dtype = _torch_dtype(value)
-    scales = (largest.clamp(min=1e-12) / _LARGEST[kind]).to(dtype)
+    scales = (largest.clamp(min=1e-12) / _LARGEST[kind]).to(DTYPES[str(value.dtype)])
     shape = list(scales.shape) if scales.numel() > 1 else []
     scale = ir.Value(name=f"{name}.scale", const_value=ir.tensor(scales.reshape(shape), name=f"{name}.scale"))
     zeros = torch.zeros(shape, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn)
@@ -139,14 +138,3 @@ def _pair(model: ir.Model, value: ir.Value, largest: Tensor, kind: Quantization,
     restore.outputs[0].name = f"{name}.restored"
     restore.outputs[0].type, restore.outputs[0].shape = value.type, value.shape
     return [quantise, restore]
-
-
-def _torch_dtype(value: ir.Value) -> torch.dtype:
-    known = {
-        ir.DataType.FLOAT: torch.float32,
-        ir.DataType.FLOAT16: torch.float16,
-        ir.DataType.BFLOAT16: torch.bfloat16,
-    }
-    if value.dtype not in known:
-        raise ValueError(f"{value.name} of type {value.dtype} cannot be quantised")
-    return known[value.dtype]

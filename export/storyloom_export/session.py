@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,11 +47,30 @@ class ComponentSession(Protocol):
         """
 
 
-OpenSession = Callable[[str], ComponentSession]
-"""The name of a component -> its session."""
+class OpenSession(Protocol):
+    """Opens components."""
+
+    def __call__(self, component: str, weights: Mapping[str, Tensor] | None = None) -> ComponentSession:
+        """The session of a component; ``weights`` take the place of those of the same names."""
 
 
-class Session:
+class TensorSession:
+    """What sessions have in common: tensors in memory of one device, outputs made anew for every run."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie and outputs will."""
+        return self._memory.device
+
+    def _new(self, outputs: Wanted) -> dict[str, Tensor]:
+        """Memory for outputs, in their order."""
+        return {name: self._memory.empty(shape, dtype) for name, (shape, dtype) in outputs.items()}
+
+
+class Session(TensorSession):
     """A component in ONNX Runtime.
 
     Args:
@@ -59,19 +78,24 @@ class Session:
         memory: where inputs and outputs lie.
         choice: the execution provider and its options.
         runtime: the module onnxruntime, or what stands for it.
+        weights: that take the place of those of the same names in the graph's data file.
 
     Raises:
         ArtefactError: ONNX Runtime cannot load the file, or has not the provider.
     """
 
-    def __init__(self, file: Path, memory: DeviceMemory, choice: Choice = CPU, runtime: Any = onnxruntime) -> None:
-        self._memory = memory
-        self._session = _open(file, choice, runtime)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must lie and outputs will."""
-        return self._memory.device
+    def __init__(
+        self,
+        file: Path,
+        memory: DeviceMemory,
+        choice: Choice = CPU,
+        runtime: Any = onnxruntime,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(memory)
+        # The session reads them where they are, for as long as it lives.
+        self._weights = {name: _value(tensor, runtime) for name, tensor in (weights or {}).items()}
+        self._session = _open(file, choice, runtime, self._weights)
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Wanted) -> list[Tensor]:
         """Runs the graph.
@@ -88,10 +112,10 @@ class Session:
         """
         binding = self._session.io_binding()
         given = {name: tensor.contiguous() for name, tensor in inputs.items()}
-        made = [self._memory.empty(shape, dtype) for shape, dtype in outputs.values()]
+        made = self._new(outputs)
         for name, tensor in given.items():
             binding.bind_input(name, *self._place(tensor))
-        for name, tensor in zip(outputs, made, strict=True):
+        for name, tensor in made.items():
             binding.bind_output(name, *self._place(tensor))
         # ONNX Runtime works on a stream of its own and must not start before torch has written the inputs.
         self._memory.wait()
@@ -102,14 +126,23 @@ class Session:
                 raise MemoryError(f"ONNX Runtime ran out of memory: {error}") from error
             raise
         binding.synchronize_outputs()
-        return made
+        return list(made.values())
 
     def _place(self, tensor: Tensor) -> tuple[str, int, int, list[int], int]:
         element = _ELEMENT_TYPES[tensor.dtype]
         return self._memory.kind, self._memory.index, element, list(tensor.shape), tensor.data_ptr()
 
 
-def _open(file: Path, choice: Choice, runtime: Any) -> Any:
+def _value(weight: Tensor, runtime: Any) -> Any:
+    """A weight as ONNX Runtime takes it, on the CPU; numpy has no bfloat16."""
+    plain = weight.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        element = _ELEMENT_TYPES[plain.dtype]
+        return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(plain.view(torch.uint16).numpy(), element)
+    return runtime.OrtValue.ortvalue_from_numpy(plain.numpy())
+
+
+def _open(file: Path, choice: Choice, runtime: Any, weights: Mapping[str, Any]) -> Any:
     devices = make_available(choice, runtime)
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -117,6 +150,8 @@ def _open(file: Path, choice: Choice, runtime: Any) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     for name, value in choice.settings.items():
         options.add_session_config_entry(name, value)
+    if weights:
+        options.add_external_initializers(list(weights), list(weights.values()))
     if devices:
         options.add_provider_for_devices(devices, dict(choice.options))
     try:

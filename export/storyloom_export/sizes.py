@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from storyloom_export.artefact import ComponentRecord, ExportRecord
+from storyloom_export.artefact import ComponentRecord, ExportRecord, base_of
 from storyloom_model.package import ModelPackage
 
 Sizes = Mapping[str, int]
@@ -14,6 +14,8 @@ Sizes = Mapping[str, int]
 
 _FIT_LATENTS = 8
 """Height and width of what ``storyloom_model.decoder`` decodes at its start, to fit the projection for previews."""
+_USUAL_STATES = 257
+"""Of CLIP's large vision towers at 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,19 @@ def package_sizes(
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     multiple = record.latent_multiple
     sizes = {"rows": rows, "sources": rows, "characters": characters, "texts": rows, "pictures": 1}
+    # Most stories have no references; each of these sizes is then 1.
+    sizes |= {"identity_tokens": 1, "streams": 1, "references": 1, "states": _states(record)}
     sizes["tokens"] = int(record.components["text_encoder"].inputs[0].shape[1])
     for name, length in (("height", height), ("width", width)):
         sizes |= {name: length, f"{name}_by_{factor}": length // factor, f"latent_{name}": length // factor}
         sizes[f"latent_{name}_by_{multiple}" if multiple > 1 else f"latent_{name}"] = length // factor // multiple
     return sizes
+
+
+def _states(record: ExportRecord) -> int:
+    """Hidden states that the image encoder gives of a picture; as many as a common one where there is none."""
+    encoder = record.components.get("image_encoder")
+    return _USUAL_STATES if encoder is None else int(encoder.outputs[1].shape[1])
 
 
 def profiles_of(
@@ -73,9 +83,11 @@ def profiles_of(
     if component == "vae_decoder":
         fit = {name: min(small[name], _FIT_LATENTS) for name in ("latent_height", "latent_width")}
         return (Profile(small | fit, best, large),)
-    if component.startswith("unet"):
-        return row_profiles(buckets, Profile(small, best, large))
-    return (Profile(small | {"texts": 1}, best, large),)
+    if base_of(component) == "unet":
+        tokens = {"identity_tokens": package.manifest.limits.max_identity_tokens, "streams": cast}
+        return row_profiles(buckets, Profile(small, best, large | tokens))
+    # Two at most of what is taken one by one: what `storyloom-export verify` gives.
+    return (Profile(small | {"texts": 1, "states": 1}, best, large | {"pictures": 2, "references": 2}),)
 
 
 def row_profiles(buckets: Sequence[int], others: Profile) -> tuple[Profile, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from storyloom_export import nodes
 from storyloom_model.fusion import GroupNormSiLU, fuse_group_norms
+from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.maps import ForegroundRule, Size, resize
 
 
@@ -27,6 +28,7 @@ class GraphStory:
         crosses_frames: bool [R], False for rows that see only themselves.
         previous_maps: float32 [S, K, h, w]; 0 in the first step.
         rule: how maps become masks.
+        identity: streams of the R rows; None: the graph takes none.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class GraphStory:
         crosses_frames: Tensor,
         previous_maps: Tensor,
         rule: ForegroundRule,
+        identity: IdentityStreams | None = None,
     ) -> None:
         self.token_mask = token_mask
         self.bounds = bounds
@@ -46,6 +49,7 @@ class GraphStory:
         self._crosses_frames = crosses_frames
         self._previous = previous_maps
         self._rule = rule
+        self._identity = identity
         self._layers: list[Tensor] = []
         self._sums: dict[int, tuple[Tensor, int]] = {}
 
@@ -72,16 +76,33 @@ class GraphStory:
         masks = nodes.foreground(maps, self._rule.method, self._rule.value).any(dim=1)
         return masks.index_select(0, self._source_of_row) & self._crosses_frames[:, None]
 
+    def add_identities(self, attended: Tensor, q: Tensor, layer: int, level: int) -> Tensor:
+        """What a cross-attention layer sees of the text [R, N, H, d], and of the characters' identities."""
+        if self._identity is None:
+            return attended
+        keys, values = (one.unflatten(2, (q.shape[2], -1)) for one in self._identity.keys_values[layer])
+        streams = (self._identity.ends, self._identity.scale, self._identity.owner)
+        present = self.token_mask.index_select(0, self._sources).any(dim=-1)
+        return nodes.identity_attention(
+            attended, q, (keys, values), streams, self.average(level).flatten(2), present, self._source_of_row
+        )
+
     def _size(self, level: int) -> Size:
         height, width = self._previous.shape[-2:]
         return height // 2**level, width // 2**level
 
 
 class _Processor:
-    """Attention of one layer, whose level of the UNet is known before any size is."""
+    """Attention of one layer, whose level of the UNet is known before any size is.
 
-    def __init__(self, level: int) -> None:
-        self.level = level
+    Args:
+        level: 0 at the latents' size, 1 at half of it, and so on.
+        layer: of a cross-attention layer, its place among them.
+    """
+
+    def __init__(self, level: int, layer: int) -> None:
+        self._level = level
+        self._layer = layer
 
     def __call__(
         self,
@@ -98,9 +119,11 @@ class _Processor:
         k, v = (project(context).unflatten(2, (attn.heads, -1)) for project in (attn.to_k, attn.to_v))
         if attn.is_cross_attention:
             attended, maps = nodes.cross_attention_with_maps(q, k, v, story.token_mask)
-            story.record(maps, self.level)
+            # Its own maps come too late to say where the characters are.
+            attended = story.add_identities(attended, q, self._layer, self._level)
+            story.record(maps, self._level)
         else:
-            attended = nodes.cross_frame_attention(q, k, v, story.mask(self.level), story.bounds)
+            attended = nodes.cross_frame_attention(q, k, v, story.mask(self._level), story.bounds)
         out: Tensor = attn.to_out[0](attended.flatten(2))
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
@@ -117,13 +140,16 @@ def levels_of(unet: Any) -> int:
     return len(unet.config.block_out_channels)
 
 
-def prepare_unet(unet: Any) -> None:
+def prepare_unet(unet: Any) -> list[int]:
     """Puts the nodes' processors into a UNet2DConditionModel, in place. Only for export: it no longer runs in torch.
+
+    Returns:
+        The width of the keys of every cross-attention layer, in the UNet's order.
 
     Raises:
         ValueError: a layer lies where the level cannot be told.
     """
-    last = levels_of(unet) - 1
+    last, widths = levels_of(unet) - 1, []
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
             match name.split("."):
@@ -135,9 +161,12 @@ def prepare_unet(unet: Any) -> None:
                     level = last - int(number)
                 case _:
                     raise ValueError(f"{name} is in no block of a UNet2DConditionModel; it cannot be exported")
-            processor: Any = _Processor(level)
+            processor: Any = _Processor(level, len(widths))
             module.set_processor(processor)
+            if module.is_cross_attention:
+                widths.append(module.to_k.out_features)
     prepare_group_norms(unet)
+    return widths
 
 
 def prepare_group_norms(model: nn.Module) -> None:

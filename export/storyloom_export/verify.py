@@ -12,11 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storyloom_export import components
 from storyloom_export.artefact import Artefact, Dtype, ExportRecord, Quantization
 from storyloom_export.compare import Difference, difference, psnr
 from storyloom_export.denoiser import ExportedDenoiser, OnnxDenoiser, components_of
-from storyloom_export.modules import DTYPES
 from storyloom_export.sample import make, sample_job
 from storyloom_export.session import OpenSession
 from storyloom_export.table import load_modules, rows_of
@@ -25,6 +23,7 @@ from storyloom_model.attention import install_story_attention, text_keys_values
 from storyloom_model.batch import unet_pass
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
+from storyloom_model.encoder import TextEmbeddings, TextEncoder
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.package import ModelPackage
@@ -49,6 +48,8 @@ TOLERANCES: dict[Dtype, Tolerance] = {
 }
 QUANTIZED_TOLERANCES: dict[Quantization, Tolerance] = {"int8": Tolerance(2e-1, 25.0), "fp8": Tolerance(2e-1, 25.0)}
 """Of exports whose UNet is quantised, whatever their dtype: other pictures of the same story."""
+
+_TEXTS = ("a girl with red hair in a park", "an old man at a lake", "a girl and an old man", "a garden", "")
 
 
 @dataclass
@@ -141,7 +142,7 @@ def _plain(package: ModelPackage, artefact: Artefact, open_session: OpenSession)
         session, part = open_session(row.name), row.make(module, package)
         made = part.module(**part.inputs)
         references = dict(zip(part.outputs, (made,) if isinstance(made, Tensor) else made, strict=True))
-        dtype = DTYPES[artefact.record.dtype]
+        dtype = artefact.record.components[row.name].dtype
         inputs = {
             name: value.to(session.device, dtype if value.is_floating_point() else value.dtype)
             for name, value in part.inputs.items()
@@ -155,49 +156,80 @@ def _plain(package: ModelPackage, artefact: Artefact, open_session: OpenSession)
 def _components(package: ModelPackage, artefact: Artefact, open_session: OpenSession) -> Iterator[Difference]:
     loaded = load_components(package)
     sessions = components_of(package, artefact, open_session)
-    dtype, device = DTYPES[artefact.record.dtype], sessions.unet.device
+    dtype, device = sessions.unet.dtype, sessions.unet.device
     draw = torch.Generator().manual_seed(0)
     width, height = package.manifest.sizes[0]
     factor = 2 ** (len(loaded.vae.config.block_out_channels) - 1)
     config = loaded.unet.config
 
-    text = loaded.text_encoder(components.text_encoder(loaded.text_encoder).inputs["ids"])[0]
     picture = torch.rand(2, loaded.vae.config.in_channels, height, width, generator=draw) * 2 - 1
     distribution = loaded.vae.encode(picture, return_dict=False)[0]
     encoder = open_session("vae_encoder")
-    made = dict.fromkeys(("mean", "logvar"), (distribution.mean.shape, dtype))
-    for name, values in zip(made, encoder.run({"picture": picture.to(device, dtype)}, made), strict=True):
+    made = dict.fromkeys(("mean", "logvar"), (distribution.mean.shape, sessions.vae.dtype))
+    for name, values in zip(made, encoder.run({"picture": picture.to(device, sessions.vae.dtype)}, made), strict=True):
         yield difference(f"vae_encoder {name}", values.cpu(), getattr(distribution, name))
     latents = torch.randn(2, config.in_channels, height // factor, width // factor, generator=draw)
-    pictures = sessions.vae.decode(latents.to(device, dtype))[0]
+    pictures = sessions.vae.decode(latents.to(device, sessions.vae.dtype))[0]
     yield difference("vae_decoder picture", pictures.cpu(), loaded.vae.decode(latents, return_dict=False)[0])
 
-    inputs = _unet_inputs(config.in_channels, (height // factor, width // factor), text)
+    second = None if loaded.text_encoder_2 is None else (loaded.tokenizer_2, loaded.text_encoder_2)
+    text = TextEncoder(loaded.tokenizer, loaded.text_encoder, second).embed(_TEXTS)
     install_story_attention(loaded.unet)
-    rule = ForegroundRule(package.manifest.attention.threshold, package.manifest.attention.value)
-    for layer, (keys, values) in enumerate(text_keys_values(loaded.unet, inputs["text"])):
+    widths: list[int] = []
+    inputs = _unet_inputs(config.in_channels, (height // factor, width // factor), text)
+    for layer, (keys, values) in enumerate(text_keys_values(loaded.unet, text.hidden)):
         inputs |= {f"key.{layer}": keys, f"value.{layer}": values}
-    reference = unet_pass(loaded.unet, rule, inputs)
-    own = {"latents": inputs["latents"].to(dtype), "text": inputs["text"].to(dtype)}
-    found = sessions.unet({name: value.to(device) for name, value in (inputs | own).items()})
-    for name, values in reference.items():
-        yield difference(f"unet {name}", found[name].cpu(), values)
+        widths.append(keys.shape[2])
+    cases = {"unet": inputs}
+    if package.manifest.identity_adapters:
+        cases["unet with identities"] = inputs | _streams(widths)
+    rule = ForegroundRule(package.manifest.attention.threshold, package.manifest.attention.value)
+    kept = ("times", "attention.previous_maps", "added.time_ids", "identity.scale")
+    for case, given in cases.items():
+        reference = unet_pass(loaded.unet, rule, given)
+        own = {
+            name: value.to(device, dtype if value.is_floating_point() and name not in kept else value.dtype)
+            for name, value in given.items()
+        }
+        found = sessions.unet(own)
+        for name, values in reference.items():
+            yield difference(f"{case} {name}", found[name].cpu(), values)
 
 
-def _unet_inputs(channels: int, size: tuple[int, int], text: Tensor) -> dict[str, Tensor]:
+def _unet_inputs(channels: int, size: tuple[int, int], text: TextEmbeddings) -> dict[str, Tensor]:
     """What ``collate`` makes of two groups, of three frames and two, and two characters, one of whom a row lacks."""
     draw = torch.Generator().manual_seed(1)
-    layout, hidden = GroupLayout((3, 2)), text[torch.arange(5) % len(text)]
-    token_mask = torch.zeros(layout.rows, 2, text.shape[1], dtype=torch.bool)
+    layout = GroupLayout((3, 2))
+    token_mask = torch.zeros(layout.rows, 2, text.hidden.shape[1], dtype=torch.bool)
     token_mask[:, 0, 2:6] = True
     token_mask[1:, 1, 8:11] = True
-    return {
+    inputs = {
         "latents": torch.randn(layout.rows, channels, *size, generator=draw),
         "times": torch.tensor([900.0, 900.0, 500.0, 500.0, 20.0]),
-        "text": hidden,
-        "attention.bounds": layout.bounds(hidden.device),
+        "text": text.hidden,
+        "attention.bounds": layout.bounds(text.hidden.device),
         "attention.token_mask": token_mask,
         "attention.source_of_row": torch.arange(layout.rows),
         "attention.on": torch.ones(layout.rows, 1, dtype=torch.bool),
         "attention.previous_maps": torch.rand(layout.rows, 2, *size, generator=draw),
     }
+    if text.pooled is not None:
+        pixels = [8.0 * side for side in size]
+        times = torch.tensor([*pixels, 0, 0, *pixels]).expand(layout.rows, -1)
+        inputs |= {"added.text_embeds": text.pooled, "added.time_ids": times}
+    return inputs
+
+
+def _streams(widths: Sequence[int]) -> dict[str, Tensor]:
+    """Identities of these rows, as ``collate`` has them: of both characters, of one or the other, of all, of nobody."""
+    draw = torch.Generator().manual_seed(2)
+    ends = [[2, 5], [4, 4], [0, 4], [5, 5], [0, 0]]
+    streams = {
+        "identity.ends": torch.tensor(ends, dtype=torch.int32),
+        "identity.scale": torch.tensor([[1.0, 0.5], [1.0, 0.0], [0.0, 1.5], [0.8, 0.0], [0.0, 0.0]]),
+        "identity.owner": torch.tensor([[0, 1], [0, -1], [0, 1], [-1, -1], [-1, -1]]),
+    }
+    for layer, width in enumerate(widths):
+        for part in ("key", "value"):
+            streams[f"identity.{part}.{layer}"] = 0.5 * torch.randn(len(ends), 5, width, generator=draw)
+    return streams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -100,7 +100,9 @@ class Denoiser:
         loras = self._load_loras(package)
         self._runner = Runner(lambda variant: self._call_of(self._variants.unet(variant)), options)
         changes = {name: adapter.low_rank for name, adapter in self._identity_adapters.items() if adapter.low_rank}
-        self._variants = Variants(self._unets, changes, loras, options.max_variants, self._runner.forget)
+        self._variants = Variants(
+            self._unets, changes, loras, options.max_variants, self._runner.forget, self._with_weights
+        )
         self._abilities = Abilities(self.manifest, self.runtime, tuple(self._identity_adapters), tuple(loras))
         self._text_encoder = TextEncoder(
             components.tokenizer,
@@ -330,7 +332,11 @@ class Denoiser:
 
     def _with_adapter(self, package: ModelPackage, name: str) -> Any:
         """The UNet with an adapter's weights."""
-        return with_adapter(self._unet, load_adapter(package.adapter_file(name)), name)
+        return self._with_weights(self._unet, load_adapter(package.adapter_file(name)), name)
+
+    def _with_weights(self, unet: Any, weights: Mapping[str, Tensor], name: str) -> Any:
+        """A second UNet with other weights for some; ``name`` says whose they are."""
+        return with_adapter(unet, weights, name)
 
     def _call_of(self, unet: Any) -> UNetCall:
         """How a UNet takes what ``collate`` makes."""

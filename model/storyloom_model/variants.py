@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from storyloom_model.adapters import with_adapter
 from storyloom_model.identity.adapter import LowRank
 from storyloom_model.low_rank import Changes, check_low_rank, fuse
@@ -42,6 +44,7 @@ class Variants:
         loras: those of LoRA by name.
         limit: the most fused variants that are kept.
         forget: is told of each that goes.
+        replace: makes of a UNet, some weights and a name a second UNet with these weights.
 
     Raises:
         PackageError: changes are not for these UNets.
@@ -54,6 +57,7 @@ class Variants:
         loras: Mapping[str, Mapping[str, LowRank]],
         limit: int,
         forget: Callable[[Variant], None],
+        replace: Callable[[Any, Mapping[str, Tensor], str], Any] = with_adapter,
     ) -> None:
         for kind, named in (("identity adapter", identity), ("LoRA", loras)):
             for name, changes in named.items():
@@ -63,6 +67,7 @@ class Variants:
         self._loras = loras
         self._limit = limit
         self._forget = forget
+        self._replace = replace
         self._fused: OrderedDict[Variant, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -90,7 +95,7 @@ class Variants:
         unet = self._unets[variant.adapter]
         changes = [(self._identity[variant.identity], 1.0)] if variant.identity else []
         changes += [(self._loras[name], weight) for name, weight in variant.loras]
-        return with_adapter(unet, fuse(unet, changes), str(variant))
+        return self._replace(unet, fuse(unet, changes), str(variant))
 
     def _drop(self, variant: Variant) -> None:
         del self._fused[variant]

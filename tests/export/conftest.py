@@ -1,4 +1,4 @@
-"""One tiny package and its export for all tests of this folder."""
+"""One tiny package, with identity adapters, and its export for all tests of this folder."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from storyloom_export.artefact import Artefact, default_folder
 from storyloom_export.onnx_files import export_package
 from storyloom_model.package import ModelPackage
+from tests.export.identities import add_identities
 from tests.model.tiny import build_tiny_package
 
 
@@ -19,7 +20,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def exported_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's folder, with its export where the server looks for it. For reading only."""
-    folder = build_tiny_package(tmp_path_factory.mktemp("exported") / "tiny")
+    folder = add_identities(build_tiny_package(tmp_path_factory.mktemp("exported") / "tiny"))
     export_package(ModelPackage.load(folder), default_folder(folder))
     return folder
 

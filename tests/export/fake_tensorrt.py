@@ -31,6 +31,7 @@ class FakeTensorRt:
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(REFIT="refit")
+    DataType = SimpleNamespace(FLOAT=np.float32, HALF=np.float16)
 
     class Logger:
         WARNING = 1
@@ -62,6 +63,11 @@ class FakeTensorRt:
 
     def Refitter(self, engine: Engine, logger: Any) -> Refitter:  # noqa: N802
         return Refitter(engine)
+
+    def Weights(self, dtype: Any, pointer: int, count: int) -> Any:  # noqa: N802
+        """A copy: the fake's engine is opened when it is refitted."""
+        size = count * np.dtype(dtype).itemsize
+        return np.frombuffer(ctypes.string_at(pointer, size), dtype)
 
     def OnnxParserRefitter(self, refitter: Refitter, logger: Any) -> ParserRefitter:  # noqa: N802
         return ParserRefitter(refitter)
@@ -151,9 +157,15 @@ class Engine:
         self._trt, self._profiles = trt, profiles
         self.open(path)
 
-    def open(self, path: str) -> None:
+    def open(self, path: str, weights: dict[str, Any] | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
+        if weights:
+            initializers = onnx.load(path, load_external_data=False).graph.initializer
+            shapes = {one.name: list(one.dims) for one in initializers}
+            kept = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name].reshape(shapes[name])) for name in weights]
+            options.add_external_initializers(list(weights), kept)
+            self._kept = kept
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs = {one.name: one for one in self.session.get_inputs()}
         self.outputs = {one.name: one for one in self.session.get_outputs()}
@@ -240,9 +252,14 @@ class Refitter:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.path = ""
+        self._weights: dict[str, Any] = {}
+
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        self._weights[name] = weights
+        return True
 
     def refit_cuda_engine(self) -> bool:
-        self.engine.open(self.path)
+        self.engine.open(self.path, self._weights)
         return True
 
     def get_missing_weights(self) -> list[str]:

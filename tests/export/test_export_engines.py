@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from storyloom_model.denoiser import Denoiser
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.package import ModelPackage
 from tests.export.fake_tensorrt import H200, FakeTensorRt, pretended
+from tests.export.identities import identity
+from tests.export.running import lone_rows
 from tests.model.tiny import finish, tiny_job
 
 BUCKETS = (2, 4, 8)
@@ -69,30 +72,38 @@ def opened(built: Built, component: str, platform: Platform | None = None) -> En
     return session
 
 
-@pytest.mark.parametrize("adapter", ["none", "amsa"])
-def test_a_story_on_engines_is_the_one_that_torch_makes(engines: Built, adapter: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter": "none"},
+        {"adapter": "amsa"},
+        {"adapter": "amsa", "loras": (("style", 0.7),), "identity_adapter": "storynizor"},
+    ],
+)
+def test_a_story_on_engines_is_the_one_that_torch_makes(engines: Built, settings: dict[str, Any]) -> None:
     components = components_of(
         engines.package, engines.artefact, engine_sessions(engines.package, engines.artefact, engines.platform)
     )
     denoiser = TensorRtDenoiser(
         engines.package, components, ExecutionOptions(buckets=BUCKETS), one_call=True
     )  # fmt: skip
-    job = tiny_job(3, adapter=adapter, steps=3)  # Six rows: the last bucket, padded to eight.
+    who = (identity("mia", 1),) if "identity_adapter" in settings else ()
+    job = tiny_job(3, steps=3, identities=who, **settings)  # Six rows: the last bucket, padded to eight.
     ours = finish(denoiser, job)
     reference = finish(Denoiser.load(engines.package.folder), job)
     assert (ours.latents - reference.latents).abs().max() < 1e-2
     pairs = zip(denoiser.decode(ours, range(3)), denoiser.decode(reference, range(3)), strict=True)
     assert min(psnr(mine, other) for mine, other in pairs) > 40
     assert np.asarray(ours.latents).dtype == np.float32
-    if adapter != "none":  # The adapter's weights are really in: without them the story is another one.
-        plain = finish(denoiser, dataclasses.replace(job, adapter="none"))
+    if settings != {"adapter": "none"}:  # What was put into the engine is really in: without it the story is another.
+        plain = finish(denoiser, dataclasses.replace(job, adapter="none", loras=(), identities=()))
         assert not torch.equal(plain.latents, ours.latents)
 
 
 def test_the_profile_is_the_first_whose_ranges_hold_the_shapes(engines: Built) -> None:
     session, before = opened(engines, "unet"), len(engines.trt.contexts)
     for rows in (1, 3, 8, 3):
-        run_unet(session, rows)
+        run_unet(engines, session, rows)
     made = engines.trt.contexts[before:]
     assert [context.profile for context in made] == [0, 1, 2]
     assert [context.runs for context in made] == [1, 2, 1]  # One context for each shape, used again.
@@ -102,29 +113,18 @@ def test_the_profile_is_the_first_whose_ranges_hold_the_shapes(engines: Built) -
 
 def test_more_rows_than_any_profile_takes_are_refused(engines: Built) -> None:
     with pytest.raises(ValueError, match=r"no profile for .*sample \[9, 4, 8, 8\].*build engines with other --buckets"):
-        run_unet(opened(engines, "unet"), 9)
+        run_unet(engines, opened(engines, "unet"), 9)
 
 
-def run_unet(session: EngineSession, rows: int) -> list[torch.Tensor]:
-    places = torch.arange(rows, dtype=torch.int32)
-    inputs = {
-        "sample": torch.randn(rows, 4, 8, 8),
-        "timestep": torch.zeros(rows),
-        "text": torch.randn(rows, 77, 32),
-        "token_mask": torch.zeros(rows, 1, 77, dtype=torch.bool),
-        "bounds": torch.stack([places, places + 1], dim=1),
-        "sources": torch.zeros(1, dtype=torch.int64),
-        "source_of_row": torch.zeros(rows, dtype=torch.int64),
-        "crosses_frames": torch.zeros(rows, dtype=torch.bool),
-        "previous_maps": torch.zeros(1, 1, 8, 8),
-    }
+def run_unet(built: Built, session: EngineSession, rows: int) -> list[torch.Tensor]:
+    inputs = lone_rows(built.artefact.record.components["unet"], rows)
     outputs = {"prediction": ((rows, 4, 8, 8), torch.float32), "maps": ((1, 1, 8, 8), torch.float32)}
     return session.run(inputs, outputs)
 
 
 def test_a_build_registers_plugins_and_uses_the_timings_of_the_one_before(engines: Built) -> None:
     assert engines.trt.registered == [(90, 8 * 12)]  # Once, for the UNet, whose largest maps have 8 x 12 positions.
-    assert [len(timing.split()) for timing in engines.trt.timings] == [1, 2, 3, 4]
+    assert [len(timing.split()) for timing in engines.trt.timings] == list(range(1, len(engines.engines) + 1))
     assert (store.default_folder(engines.package.folder) / TIMING_CACHE).read_bytes() == engines.trt.timings[-1]
     named = [
         node.op_type
@@ -225,6 +225,6 @@ def test_the_newest_of_several_engines_that_fit_is_taken(own: Built) -> None:
     build_engine(own.package, own.artefact, "unet", (8,), own.platform)
     session = opened(own, "unet")
     before = len(own.trt.contexts)
-    run_unet(session, 1)
+    run_unet(own, session, 1)
     assert own.trt.contexts[before].profile == 0
     assert H200.key == "NVIDIA H200 sm_90"

@@ -16,7 +16,7 @@ from storyloom_kernels import (
     foreground,
     group_norm_silu,
 )
-from tests.export.running import run_op
+from tests.export.running import identity_inputs, run_op
 
 FEW = settings(max_examples=15, deadline=None)
 LAYOUTS = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
@@ -99,6 +99,24 @@ def test_cross_attention_and_its_maps(rows: int, positions: int, characters: int
     expected, maps = cross_attention_with_maps(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), token_mask)
     torch.testing.assert_close(out, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(head_maps.mean(1), maps, atol=1e-6, rtol=1e-5)
+
+
+@FEW
+@given(
+    rows=st.integers(1, 4),
+    positions=st.integers(1, 20),
+    lengths=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=4, max_size=4),
+    characters=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_identity_attention_adds_what_the_definition_does(
+    rows: int, positions: int, lengths: list[list[int]], characters: int, seed: int
+) -> None:
+    given, expected = identity_inputs(rows, positions, lengths, characters, seed)
+    (found,) = run_op("IdentityAttention", given, {"out": (torch.float32, 4)})
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    if not given["ends"].any():
+        assert torch.equal(found, given["attended"])
 
 
 @FEW

@@ -14,10 +14,14 @@ from storyloom_export import onnx_files
 from storyloom_export.artefact import RECORD_FILE, Artefact, ArtefactError, default_folder, package_hash
 from storyloom_export.cli import app
 from storyloom_export.functions import DOMAIN
+from storyloom_export.tensorrt.operators import PLUGINS
 from storyloom_model.adapters import load_adapter
 from storyloom_model.package import ModelPackage, PackageError
 
-COMPONENTS = ["text_encoder", "vae_encoder", "vae_decoder", "unet", "unet.amsa-mask", "unet.amsa"]
+COMPONENTS = [
+    "resampler.storynizor", "resampler.storymaker", "text_encoder", "vae_encoder", "vae_decoder", "unet",
+    "unet.amsa-mask", "unet.amsa",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -36,7 +40,7 @@ def test_every_component_passes_the_checker_and_says_where_it_is_from(
 def test_the_unet_has_our_ops_with_bodies(artefact: Artefact) -> None:
     model = onnx.load(artefact.component("unet"), load_external_data=False)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    assert used == {"Bank", "CrossFrameAttention", "CrossAttentionWithMaps", "ForegroundOtsu", "GroupNormSilu"}
+    assert used == {*PLUGINS, "GroupNormSilu"}
     assert used == {function.name for function in model.functions}
 
 
@@ -129,6 +133,8 @@ def test_the_command_line_verifies_and_inspects(exported_package: Path) -> None:
     verified = CliRunner().invoke(app, ["verify", str(exported_package), "--steps", "2"])
     assert verified.exit_code == 0, verified.output
     assert "unet values" in verified.output
+    assert "unet with identities values" in verified.output
+    assert "resampler.storymaker tokens" in verified.output
     assert "PSNR" in verified.output
     inspected = CliRunner().invoke(app, ["inspect", str(exported_package)])
     assert inspected.exit_code == 0, inspected.output

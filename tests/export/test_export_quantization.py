@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from storyloom_export.artefact import Artefact, ArtefactError, Quantization
+from storyloom_export.artefact import Artefact, ArtefactError, ComponentRecord, Quantization
 from storyloom_export.cli import app
 from storyloom_export.memory import DeviceMemory
 from storyloom_export.onnx_files import write_graph
@@ -22,27 +22,17 @@ from storyloom_export.verify import QUANTIZED_TOLERANCES, tolerance_of
 from storyloom_model.components import load_components
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.package import ModelPackage
+from tests.export.running import lone_rows
 from tests.model.tiny import tiny_job
 
 LAYERS = ("down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
 
 
-def run(file: Path, kind: Quantization) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(0)
-    inputs = {
-        "sample": torch.randn(2, 4, 8, 8, generator=draw),
-        "timestep": torch.tensor([500.0, 20.0]),
-        "text": torch.randn(2, 77, 32, generator=draw),
-        "token_mask": torch.zeros(2, 1, 77, dtype=torch.bool),
-        "bounds": torch.tensor([[0, 1], [1, 2]], dtype=torch.int32),
-        "sources": torch.tensor([0]),
-        "source_of_row": torch.zeros(2, dtype=torch.int64),
-        "crosses_frames": torch.zeros(2, dtype=torch.bool),
-        "previous_maps": torch.zeros(1, 1, 8, 8),
-    }
+def run(file: Path, unet: ComponentRecord, kind: Quantization) -> torch.Tensor:
     outputs = {"prediction": ((2, 4, 8, 8), torch.float32), "maps": ((1, 1, 8, 8), torch.float32)}
     memory = DeviceMemory(torch.device("cpu"))
-    return Session(file, memory, choose("cpu", memory, "float32", quantization=kind)).run(inputs, outputs)[0]
+    session = Session(file, memory, choose("cpu", memory, "float32", quantization=kind))
+    return session.run(lone_rows(unet, 2), outputs)[0]
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -61,7 +51,8 @@ def test_layers_with_ranges_get_pairs_and_others_none(
     assert len(quantised) == sum(node.op_type == "DequantizeLinear" for node in graph.node) == 2 * len(LAYERS)
     # Weights keep their names: adapters and refits find them.
     assert {f"{name}.weight" for name in LAYERS} <= {node.input[0] for node in quantised}
-    exact, rounded = run(artefact.component("unet"), "none"), run(tmp_path / "unet.onnx", kind)
+    unet = artefact.record.components["unet"]
+    exact, rounded = run(artefact.component("unet"), unet, "none"), run(tmp_path / "unet.onnx", unet, kind)
     error = (exact - rounded).abs().max() / exact.abs().max()
     assert 0 < error < 0.1
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(supported())

@@ -1,6 +1,7 @@
 """The backend onnxruntime makes what torch makes, step by step, and says what it cannot do."""
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from onnx import helper
 
 from storyloom_export.artefact import Artefact, ArtefactError
 from storyloom_export.compare import psnr
-from storyloom_export.denoiser import OnnxDenoiser, onnx_sessions
+from storyloom_export.denoiser import OnnxDenoiser, OnnxTensorRtDenoiser, components_of, onnx_sessions
 from storyloom_export.memory import DeviceMemory
 from storyloom_export.modules import ExportedUNet
 from storyloom_export.session import Session
@@ -22,10 +23,11 @@ from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.package import ModelPackage
 from storyloom_model.state import StoryState
+from tests.export.identities import identity
 from tests.model.tiny import finish, tiny_anchors, tiny_job
-from tests.model.tiny_identity import add_identities, identity
 
 CPU = DeviceMemory(torch.device("cpu"))
+REFERENCES = {"identities": (identity("mia", 1), identity("bo", 2, scale=0.6))}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,10 @@ def run(denoiser: Denoiser, *jobs: StoryJob) -> list[StoryState]:
         ({"adapter": "none", "solver": "euler", "cross_frame": False}, 1e-4),
         ({"adapter": "amsa", "solver": "unipc", "cross_frame": False}, 1e-4),
         ({"guidance_scale": 1.0, "cross_frame": False}, 1e-4),
+        # References, as streams alone and with changed weights; a LoRA.
+        ({**REFERENCES, "identity_adapter": "storynizor", "cross_frame": False}, 1e-3),
+        ({**REFERENCES, "identity_adapter": "storymaker", "adapter": "amsa"}, 1e-2),
+        ({**REFERENCES, "identity_adapter": "storynizor", "loras": (("style", 0.5),), "guidance_scale": 1.0}, 1e-2),
     ],
 )
 def test_a_story_is_the_one_that_torch_makes(
@@ -78,7 +84,8 @@ def test_a_story_without_characters_sees_only_its_own_frames(exported: OnnxDenoi
 def test_stories_in_one_padded_call_are_what_they_are_alone(exported_package: Path) -> None:
     together = OnnxDenoiser.load(exported_package, one_call=True)
     anchored = tiny_job(2, seed=3, anchors=tiny_anchors(together, 1))
-    jobs = tiny_job(3, seed=1), tiny_job(2, seed=2, guidance_scale=1.0, steps=3), anchored
+    referring = tiny_job(2, seed=4, identities=(identity("bo", 2),), identity_adapter="storynizor")
+    jobs = tiny_job(3, seed=1), tiny_job(2, seed=2, guidance_scale=1.0, steps=3), anchored, referring
     joined = run(together, *jobs)
     for state, job in zip(joined, jobs, strict=True):
         assert (state.latents - run(together, job)[0].latents).abs().max() < 1e-2
@@ -125,7 +132,7 @@ def test_a_story_goes_on_from_a_checkpoint_of_its_own_runtime_alone(
 
 
 def test_sizes_that_the_graph_does_not_take_are_refused(package: ModelPackage, artefact: Artefact) -> None:
-    unet = ExportedUNet(artefact, onnx_sessions(package, artefact, CPU))
+    unet = ExportedUNet(artefact, package.folder, onnx_sessions(package, artefact, CPU))
     with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
         unet({"latents": torch.zeros(1, 4, 7, 8), "times": torch.zeros(1), "text": torch.zeros(1, 77, 32)})
 
@@ -187,18 +194,37 @@ def test_a_package_without_export_says_how_to_make_one(exported_package: Path, t
         OnnxDenoiser.load(bare)
 
 
-def test_what_the_graphs_lack_is_refused(exported_package: Path, tmp_path: Path) -> None:
-    """References and LoRA; the rest of the package is served as ever."""
-    denoiser = OnnxDenoiser.load(add_identities(shutil.copytree(exported_package, tmp_path / "package")))
-    plain = tiny_job(2, steps=1)
-    assert finish(denoiser, plain).done
+def test_references_and_loras_change_the_story(exported: OnnxDenoiser) -> None:
+    """What is compared with torch's above is really there: each of them makes another story, and lets go again."""
+    plain = tiny_job(2, steps=2)
+    made = [
+        finish(exported, dataclasses.replace(plain, **settings)).latents
+        for settings in (
+            {},
+            {**REFERENCES, "identity_adapter": "storynizor"},
+            {**REFERENCES, "identity_adapter": "storymaker"},
+            {"loras": (("style", 0.5),)},
+            {},
+        )
+    ]
+    assert torch.equal(made[0], made[-1])
+    differences = [(one - other).abs().max() for one, other in itertools.combinations(made[:-1], 2)]
+    assert min(differences) > 1e-3
+
+
+def test_a_backend_that_keeps_engines_refuses_changed_weights(package: ModelPackage, artefact: Artefact) -> None:
+    """The rest of the package is served as ever, references without changed weights among it."""
+    denoiser = OnnxTensorRtDenoiser(package, components_of(package, artefact, onnx_sessions(package, artefact, CPU)))
+    assert finish(denoiser, tiny_job(1, steps=1, identities=(identity("mia", 1),), identity_adapter="storynizor")).done
     wanted = {
-        "takes no identity adapter; leave faces out, or serve tiny with torch": {
+        "identity adapter that changes weights, and storymaker does": {
             "identities": (identity("mia", 1),),
-            "identity_adapter": "faces",
+            "identity_adapter": "storymaker",
         },
-        "takes no LoRA; leave style out, or serve tiny with torch": {"loras": (("style", 1.0),)},
+        "LoRA that changes weights, and style does": {"loras": (("style", 1.0),)},
     }
     for words, settings in wanted.items():
-        with pytest.raises(JobError, match=f"the backend onnxruntime {words}"):
+        with pytest.raises(
+            JobError, match=f"the backend onnxruntime-tensorrt takes no {words}; leave it out, or serve"
+        ):
             denoiser.encode(tiny_job(2, steps=1, **settings))

@@ -31,7 +31,7 @@ from storyloom_model.package import ModelPackage
 from tests.export import fake_tensorrt
 
 ROOT = Path(__file__).parents[2]
-COMPONENTS = ["text_encoder", "vae_encoder", "vae_decoder", "unet", "unet.amsa"]
+COMPONENTS = ["resampler.storynizor", "text_encoder", "vae_encoder", "vae_decoder", "unet", "unet.amsa"]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -77,12 +77,14 @@ def test_parameters_that_triton_adds_are_taken_out_and_used_ones_refused() -> No
 
 def test_profiles_cover_every_row_count_once(artefact: Artefact) -> None:
     others = {"characters": 3, "tokens": 77, "latent_height_by_2": 4, "latent_width_by_2": 4}
+    others |= {"identity_tokens": 9, "streams": 3}
     profiles = row_profiles((2, 4, 8), Profile(others, others, others))
     covered = [rows for p in profiles for rows in range(p.least["rows"], p.most["rows"] + 1)]
     assert covered == list(range(1, 9))
     shapes = shapes_of(artefact.record.components["unet"], profiles[-1].most)
     assert shapes["sample"] == (8, 4, 8, 8)
     assert shapes["token_mask"] == (8, 3, 77)
+    assert (shapes["identity_key_1"], shapes["identity_owner"]) == ((8, 9, 64), (8, 3))
     with pytest.raises(ValueError, match="needs characters"):
         shapes_of(artefact.record.components["unet"], {"rows": 2, "tokens": 77, "latent_height_by_2": 1,
                                                        "latent_width_by_2": 1})  # fmt: skip
@@ -95,6 +97,8 @@ def test_profiles_hold_every_size_of_the_package_and_what_is_decoded_at_the_star
     for pixels in package.manifest.sizes:
         sizes = package_sizes(package, artefact.record, 8, 3, pixels)
         assert all(unet.least[name] <= sizes[name] <= unet.most[name] for name in sizes)
+    limits = package.manifest.limits
+    assert (unet.least["identity_tokens"], unet.most["identity_tokens"]) == (1, limits.max_identity_tokens)
     (decoder,) = profiles_of(package, artefact.record, "vae_decoder", (4, 8))
     assert decoder.least["latent_height"] == decoder.least["latent_width"] == 8
     assert (decoder.least["pictures"], decoder.most["pictures"]) == (1, 1)
@@ -217,3 +221,5 @@ def test_the_fake_has_no_names_that_the_bindings_lack(module: str) -> None:
     assert hasattr(real.TensorIOMode, "INPUT")
     assert hasattr(real.ExecutionContextAllocationStrategy, "USER_MANAGED")
     assert hasattr(real.BuilderFlag, "REFIT")
+    assert {"FLOAT", "HALF", "BF16"} <= set(dir(real.DataType))
+    assert hasattr(real, "Weights")

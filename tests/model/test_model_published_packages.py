@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from storyloom_export.onnx_files import export_package
 from storyloom_model.adding.__main__ import app
 from storyloom_model.adding.bases import base_of
 from storyloom_model.adding.record import sha256
@@ -88,11 +87,6 @@ def test_sdxl_makes_what_diffusers_makes(sdxl: tuple[Path, dict[str, Any]]) -> N
     ).images
     found = finish(Denoiser.load(package), job).latents
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_sdxl_is_not_exported(sdxl: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="which cannot be exported yet; serve it with torch"):
-        export_package(ModelPackage.load(sdxl[0]), tmp_path / "onnx")
 
 
 def test_sdxl_stories_share_calls_and_take_storymaker(sdxl: tuple[Path, dict[str, Any]]) -> None:

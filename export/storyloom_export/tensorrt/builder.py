@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from storyloom_export.artefact import Artefact, ArtefactError
+from storyloom_export.artefact import Artefact, ArtefactError, base_of
 from storyloom_export.functions import DOMAIN
 from storyloom_export.sizes import Profile, profiles_of, shapes_of
 from storyloom_export.tensorrt.operators import PLUGINS
@@ -23,7 +23,7 @@ TIMING_CACHE = "timing.cache"
 
 def components_to_build(artefact: Artefact) -> list[str]:
     """What gets an engine: every component but the UNet's adapters, which are put into its engine."""
-    return [name for name in artefact.record.components if not name.startswith("unet.")]
+    return [name for name in artefact.record.components if base_of(name) == name]
 
 
 def key_of(artefact: Artefact, component: str, platform: Platform, profiles: Sequence[Profile] = ()) -> EngineKey:

@@ -124,6 +124,89 @@ def cross_attention_plugin(
 
 
 @triton.jit
+def identity_plugin(
+    attended,  # [R, N, H, d]
+    q,  # [R, N, H, d]
+    id_k, id_v,  # [R, I, H, d]
+    ends,  # int32 [R, C]
+    scale,  # float32 [R, C]
+    owner,  # int32 [R, C]
+    maps,  # float32 [S, K, N]
+    present,  # bool [S, K]
+    source_of_row,  # int32 [R]
+    positions,  # N
+    tokens,  # I
+    streams,  # C
+    characters,  # K
+    out,  # [R, N, H, d]
+    H: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    BM: tl.constexpr,  # queries of a program
+    BN: tl.constexpr,  # tokens of a step
+    SCALE: tl.constexpr,  # d^-0.5 * log2(e)
+):  # fmt: skip
+    """A stream without tokens costs nothing, and a row without streams no more than a copy."""
+    row, head = tl.program_id(2), tl.program_id(1)
+    n = tl.program_id(0) * BM + tl.arange(0, BM)
+    there = n < positions
+    step = H * D
+    own = row.to(tl.int64) * positions * step + head * D
+    text = row.to(tl.int64) * tokens * step + head * D
+    q0, q1 = load_rows(q + own, n * step, there, D, D0, D1, False)
+    a0, a1 = load_rows(attended + own, n * step, there, D, D0, D1, False)
+    out0, out1 = a0.to(tl.float32), a1.to(tl.float32)
+    source = tl.load(source_of_row + row).to(tl.int64)
+    area, seen = maps + source * characters * positions, present + source * characters
+    peak, total = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
+    for k in range(0, characters):
+        peak = tl.maximum(peak, _map_of(area, seen, k, positions, n, there))
+    for k in range(0, characters):
+        total += _share_of(area, seen, k, positions, n, there, peak)
+    total = tl.maximum(total, 1.0)
+    begin = tl.load(ends) * 0
+    for c in range(0, streams):
+        end = tl.load(ends + row * streams + c)
+        who = tl.load(owner + row * streams + c)
+        share = _share_of(area, seen, tl.maximum(who, 0), positions, n, there, peak) / total
+        weight = tl.load(scale + row * streams + c) * tl.where(who < 0, 1.0, share)
+        top, sums = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
+        acc0 = tl.zeros([BM, D0], tl.float32)
+        acc1 = acc0
+        if D1 > 0:
+            acc1 = tl.zeros([BM, D1], tl.float32)
+        for start in range(begin, end, BN):
+            key = start + tl.arange(0, BN)
+            top, sums, acc0, acc1 = _attend(
+                (top, sums, acc0, acc1), q0, q1, id_k + text, id_v + text, key * step, key * step, key < end, SCALE,
+                D, D0, D1, False,
+            )  # fmt: skip
+        factor = tl.where(sums > 0, weight / tl.where(sums > 0, sums, 1.0), 0.0)[:, None]
+        out0 += factor * acc0
+        if D1 > 0:
+            out1 += factor * acc1
+        begin = end
+    store_rows(out + own, n * step, there, out0, out1, D, D0, D1)
+
+
+@triton.jit
+def _map_of(area, seen, k, positions, n, there):
+    """A character's map at some positions; 0 if the row has not the character."""
+    here = tl.load(seen + k) != 0
+    return tl.load(area + k * positions + n, mask=there & here, other=0.0)
+
+
+@triton.jit
+def _share_of(area, seen, k, positions, n, there, peak):
+    """The square of a character's map relative to the highest; where no map says anything, 1 if it is in the row."""
+    known = peak >= 1.1754943508222875e-38
+    silent = (tl.load(seen + k) != 0).to(tl.float32)
+    relative = tl.where(known, _map_of(area, seen, k, positions, n, there) / tl.where(known, peak, 1.0), silent)
+    return relative * relative
+
+
+@triton.jit
 def foreground_plugin(
     maps,  # float32 [S, K, N]
     positions,  # N

@@ -11,7 +11,7 @@ import onnx
 
 from storyloom_export.functions import DOMAIN
 
-PLUGINS = frozenset({"Bank", "CrossFrameAttention", "CrossAttentionWithMaps", "ForegroundOtsu"})
+PLUGINS = frozenset({"Bank", "CrossFrameAttention", "CrossAttentionWithMaps", "IdentityAttention", "ForegroundOtsu"})
 """Ops of ours that a plugin runs. The others run as their bodies, which the parser puts in their place."""
 
 

@@ -39,6 +39,7 @@ def register(architecture: int, max_positions: int) -> list[str]:
     made = [
         _cross_frame(trt, trtp, architecture),
         _cross_attention(trt, trtp, architecture),
+        _identity(trt, trtp, architecture),
         _foreground(trt, trtp, architecture, max_positions),
         _bank(trt, trtp, architecture),
     ]
@@ -80,6 +81,24 @@ def _cross_attention(trt: Any, trtp: Any, architecture: int) -> str:
 
     inputs = dict.fromkeys(("q", "k", "v", "token_mask"), desc)
     return _register(trtp, name, shapes, launch, inputs, _pair(desc))
+
+
+def _identity(trt: Any, trtp: Any, architecture: int) -> str:
+    desc, name = trtp.TensorDesc, f"{NAMESPACE}::IdentityAttention"
+
+    def shapes(attended, q, id_k, id_v, ends, scale, owner, maps, present, source_of_row):
+        return attended.like()
+
+    def launch(attended, q, id_k, id_v, ends, scale, owner, maps, present, source_of_row, outputs, tactic):
+        rows, positions, heads, width = q.shape_expr
+        kernel = ptx.identity(_type(trt, q.dtype), heads.constant_value(), width.constant_value())
+        compiled = compile_kernel(kernel, architecture)
+        tiles = trtp.cdiv(positions, kernel.constants["BM"])
+        sizes = (positions, id_k.shape_expr[1], ends.shape_expr[1], maps.shape_expr[1])
+        return _launch(trtp, compiled, (tiles, heads, rows), sizes)
+
+    names = ("attended", "q", "id_k", "id_v", "ends", "scale", "owner", "maps", "present", "source_of_row")
+    return _register(trtp, name, shapes, launch, dict.fromkeys(names, desc), desc)
 
 
 def _foreground(trt: Any, trtp: Any, architecture: int, max_positions: int) -> str:

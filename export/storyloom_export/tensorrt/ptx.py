@@ -59,6 +59,17 @@ def cross_attention(dtype: str, heads: int, width: int) -> PluginKernel:
     return PluginKernel("CrossAttentionWithMaps", cross_attention_plugin, types, _attention(dtype, heads, width), 4, 2)
 
 
+def identity(dtype: str, heads: int, width: int) -> PluginKernel:
+    """The identity streams of K2 for heads of ``width``."""
+    from storyloom_export.tensorrt.kernels import identity_plugin
+
+    types = dict.fromkeys(("attended", "q", "id_k", "id_v", "out"), f"*{dtype}")
+    types |= dict.fromkeys(("ends", "owner", "source_of_row"), "*i32")
+    types |= {"scale": "*fp32", "maps": "*fp32", "present": "*u8"}
+    types |= dict.fromkeys(("positions", "tokens", "streams", "characters"), "i32")
+    return PluginKernel("IdentityAttention", identity_plugin, types, _attention(dtype, heads, width), 4, 2)
+
+
 def foreground(positions: int) -> PluginKernel:
     """K3's threshold for maps of up to ``positions``."""
     from storyloom_export.tensorrt.kernels import foreground_plugin
@@ -82,6 +93,7 @@ def all_kernels() -> Iterator[PluginKernel]:
         for heads, width in ((2, 64), (8, 40), (10, 64), (8, 80), (8, 160)):
             yield cross_frame(dtype, heads, width)
             yield cross_attention(dtype, heads, width)
+            yield identity(dtype, heads, width)
     yield foreground(4096)
     yield bank()
 

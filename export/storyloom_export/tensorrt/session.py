@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from storyloom_export.memory import DeviceMemory
-from storyloom_export.session import Wanted
+from storyloom_export.session import TensorSession, Wanted
 
 _Ranges = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Input -> least and largest shape."""
 
 
-class EngineSession:
+class EngineSession(TensorSession):
     """A component as a TensorRT engine.
 
     There is one execution context for each combination of input shapes, so that a CUDA graph that was captured of one
@@ -30,20 +30,15 @@ class EngineSession:
     """
 
     def __init__(self, trt: Any, engine: Any, memory: DeviceMemory, what: str) -> None:
+        super().__init__(memory)
         self._trt = trt
         self._engine = engine
-        self._memory = memory
         self._what = what
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._profiles = [self._ranges(number) for number in range(engine.num_optimization_profiles)]
         self._contexts: dict[tuple[tuple[str, tuple[int, ...]], ...], Any] = {}
         self._activations = memory.empty((max(int(engine.device_memory_size_v2), 1),), torch.uint8)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must lie and outputs will."""
-        return self._memory.device
 
     @property
     def contexts(self) -> int:
@@ -66,16 +61,16 @@ class EngineSession:
         """
         given = {name: inputs[name].contiguous() for name in self._inputs}
         context = self._context(given)
-        made = [self._memory.empty(shape, dtype) for shape, dtype in outputs.values()]
-        for name, tensor in (*given.items(), *zip(outputs, made, strict=True)):
+        made = self._new(outputs)
+        for name, tensor in (*given.items(), *made.items()):
             context.set_tensor_address(name, tensor.data_ptr())
-        for name, tensor in zip(outputs, made, strict=True):
+        for name, tensor in made.items():
             found = tuple(context.get_tensor_shape(name))
             if found != tuple(tensor.shape):
                 raise ValueError(f"{self._what} makes {name} as {list(found)}, not {list(tensor.shape)}")
         if not context.execute_async_v3(self._memory.stream()):
             raise RuntimeError(f"TensorRT could not run {self._what}; its log says why")
-        return made
+        return list(made.values())
 
     def _context(self, given: Mapping[str, Tensor]) -> Any:
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in given.items())

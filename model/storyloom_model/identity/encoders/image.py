@@ -20,7 +20,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from storyloom_model.identity.encoders.crops import Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
-from storyloom_model.identity.encoders.open_clip import CLIP_MEAN, CLIP_STD, is_open_clip, load_open_clip
+from storyloom_model.identity.encoders.open_clip import CLIP_MEAN, CLIP_STD, Loaded, is_open_clip, load_open_clip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,18 +58,7 @@ class ImageEncoder:
         Raises:
             EncodersError: there is no such encoder, or its files are damaged.
         """
-        if is_open_clip(path):
-            return cls(*load_open_clip(path), device=device)
-        if not (path / "config.json").is_file():
-            raise EncodersError(f"{path} is no image encoder: it has neither config.json nor open_clip_config.json")
-        try:
-            network = CLIPVisionModelWithProjection.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise EncodersError(f"{path} can't be loaded as CLIPVisionModelWithProjection: {error}") from error
-        mean, std = _pixel_statistics(path / "preprocessor_config.json")
-        return cls(network, mean, std, device)
+        return cls(*load_image_network(path), device=device)
 
     @torch.inference_mode()
     def encode(self, crops: Sequence[Pixels]) -> list[PictureFeatures]:
@@ -85,6 +74,25 @@ class ImageEncoder:
         """As CLIPImageProcessor: crops have the encoder's size already, so there is nothing to resize."""
         scaled = pixels.permute(0, 3, 1, 2).float() / 255
         return ((scaled - self._mean) / self._std).to(self._network.dtype)
+
+
+def load_image_network(path: Path) -> Loaded:
+    """The module of an image encoder, float32 on the CPU, and mean and standard deviation of its pixels.
+
+    Raises:
+        EncodersError: there is no such encoder, or its files are damaged.
+    """
+    if is_open_clip(path):
+        return load_open_clip(path)
+    if not (path / "config.json").is_file():
+        raise EncodersError(f"{path} is no image encoder: it has neither config.json nor open_clip_config.json")
+    try:
+        network = CLIPVisionModelWithProjection.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EncodersError(f"{path} can't be loaded as CLIPVisionModelWithProjection: {error}") from error
+    return network, *_pixel_statistics(path / "preprocessor_config.json")
 
 
 def _pixel_statistics(file: Path) -> tuple[Sequence[float], Sequence[float]]:

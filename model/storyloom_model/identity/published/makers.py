@@ -37,7 +37,8 @@ class ReferenceTokens(StreamMaker):
     ) -> None:
         super().__init__()
         self.projection = projection
-        self._reads = reads
+        self.reads = reads
+        """Names of fields of ``ReferenceFeatures``, in the order of the projection's inputs."""
         self._face_length = face_length
         self.register_buffer("empty_states", empty_states, persistent=False)
 
@@ -62,9 +63,7 @@ class ReferenceTokens(StreamMaker):
         empty = [torch.zeros_like(one[:1]) for one in inputs]
         if self.empty_states is not None:
             states = self.empty_states.to(empty[0])[None]
-            empty = [
-                states if field.endswith("_states") else one for field, one in zip(self._reads, empty, strict=True)
-            ]
+            empty = [states if field.endswith("_states") else one for field, one in zip(self.reads, empty, strict=True)]
         tokens: Tensor = self.projection(*empty)
         return tokens.expand(references, -1, -1).flatten(0, 1)
 
@@ -84,12 +83,12 @@ class ReferenceTokens(StreamMaker):
         return [one * self._face_length if field == "face" else one for field, one in zip(fields, inputs, strict=True)]
 
     def _fields(self, name: str, keep: frozenset[str]) -> tuple[str, ...]:
-        faces_only = all(field.startswith(_FACE) for field in self._reads)
+        faces_only = all(field.startswith(_FACE) for field in self.reads)
         if faces_only and keep and _FACE not in keep:
             raise FeaturesError(
                 f"{name} keeps {', '.join(sorted(keep))}, and this adapter takes over nothing but the face; keep face, "
                 "or choose another identity adapter"
             )
         if keep == {_FACE}:
-            return tuple(field.replace(_CHARACTER, _FACE) for field in self._reads)
-        return self._reads
+            return tuple(field.replace(_CHARACTER, _FACE) for field in self.reads)
+        return self.reads
