@@ -16,7 +16,7 @@ _MIN_GUIDANCE, _MAX_GUIDANCE = 1.0, 30.0
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
     """Settings without gaps. ``adapter`` is "none" for the package's weights as they are, ``identity_adapter`` where
-    references are left aside.
+    references are left aside. ``method`` is the story method.
     """
 
     steps: int
@@ -29,6 +29,7 @@ class ResolvedSettings:
     adapter: str
     preview_interval: int
     identity_adapter: str
+    method: str
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -40,7 +41,7 @@ class ResolvedSettings:
             width=self.width,
             height=self.height,
             seed=self.seed,
-            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
+            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter, method=self.method),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
         )
@@ -63,6 +64,7 @@ def resolve_settings(
         adapter=_adapter(found, asked, model),
         preview_interval=_preview_interval(found, asked, steps),
         identity_adapter=_identity_adapter(found, asked, model),
+        method=_method(found, asked, model),
     )
 
 
@@ -125,6 +127,15 @@ def _identity_adapter(found: Findings, asked: pb.Settings, model: ServedModel) -
         )
         return NO_ADAPTER
     return adapter
+
+
+def _method(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
+    method = asked.consistency.method or model.default_method
+    if method not in model.methods:
+        found.add(
+            f"{_PATH}.consistency.method", f"there is no such story method; use one of {', '.join(model.methods)}"
+        )
+    return method
 
 
 def _preview_interval(found: Findings, asked: pb.Settings, steps: int) -> int:

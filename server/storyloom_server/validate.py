@@ -112,6 +112,7 @@ def _plan(
         height=settings.height,
         adapter=settings.adapter,
         cross_frame=settings.cross_frame,
+        method=settings.method,
     )
     limits = model.manifest.limits
     return StoryPlan(

@@ -164,6 +164,7 @@ class ModelInfo:
     :ivar adapters: names accepted in `Consistency.adapter`.
     :ivar identity_adapters: names accepted in `Settings.identity_adapter`, beside ``"none"``, and what each can take
         over from references. Empty: the model takes no references.
+    :ivar methods: story methods accepted in `Consistency.method`.
     """
 
     name: str
@@ -175,6 +176,7 @@ class ModelInfo:
     solvers: tuple[Solver, ...]
     adapters: tuple[str, ...]
     identity_adapters: Mapping[str, tuple[Keep, ...]] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
             adapter.name: tuple(PART_NAMES[part] for part in adapter.keeps if part in PART_NAMES)
             for adapter in model.identity_adapters
         },
+        methods=tuple(model.methods),
     )
 
 

@@ -66,7 +66,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters")
+    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "methods")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class Model(_message.Message):
     SOLVERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -85,7 +86,8 @@ class Model(_message.Message):
     solvers: _containers.RepeatedScalarFieldContainer[_story_pb2.Solver]
     adapters: _containers.RepeatedScalarFieldContainer[str]
     identity_adapters: _containers.RepeatedCompositeFieldContainer[IdentityAdapter]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ...) -> None: ...
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class IdentityAdapter(_message.Message):
     __slots__ = ("name", "keeps")
