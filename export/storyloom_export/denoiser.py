@@ -27,6 +27,7 @@ from storyloom_model.denoiser import DEFAULT_OPTIONS, Denoiser
 from storyloom_model.execution import ROW_BUCKETS, ExecutionOptions
 from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.low_rank import Changes
+from storyloom_model.methods.names import DEFAULT_METHOD
 from storyloom_model.package import ModelPackage
 from storyloom_model.variants import Variant
 
@@ -37,6 +38,7 @@ CACHE_FOLDER = "onnxruntime"
 class ExportedDenoiser(Denoiser):
     """A model package whose modules are sessions of its export: does all that ``Denoiser`` does."""
 
+    methods: ClassVar[tuple[str, ...]] = (DEFAULT_METHOD,)
     captures: ClassVar[bool] = False
     """Whether calls of its sessions may be captured as CUDA graphs."""
     changes_weights: ClassVar[bool] = True

@@ -2,13 +2,14 @@
 
 The processors hold no state. All that a pass needs and leaves behind is in an ``AttentionPass``, handed to the UNet as
 ``cross_attention_kwargs={"story": story}``; without one the processors do what diffusers does. ``"text"`` beside it
-hands in the text's keys and values, which else are computed from the text.
+hands in the text's keys and values, which else are computed from the text; ``"unseen"``, bool [R, T], the tokens that
+are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -25,9 +26,13 @@ from storyloom_kernels import (
 from storyloom_model.identity.regions import shares, stream_regions
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
+from storyloom_model.methods.sharing import Sharing
+from storyloom_model.partial_text import attend_partly, attend_partly_with_identity
 
 TextKeysValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of a text, [R, T, C] each, of every cross-attention layer in the UNet's order."""
+Place: TypeAlias = Literal["down", "mid", "up"]
+"""The part of a UNet that a layer is in."""
 
 
 class AttentionPass:
@@ -53,6 +58,7 @@ class AttentionPass:
         rule: how maps become masks.
         identity: streams of the R rows; None: the text alone says what is seen.
         region_masks: [S, K, h, w], where the characters truly are, in place of all maps, to train streams with.
+        sharing: what the story methods of the rows make of the masks; None: all are as described above.
     """
 
     def __init__(
@@ -69,11 +75,13 @@ class AttentionPass:
         rule: ForegroundRule | None = None,
         identity: IdentityStreams | None = None,
         region_masks: Tensor | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.layout = layout
         self.latent_size = latent_size
         self.token_mask = token_mask
         self.identity = identity
+        self.sharing = sharing
         self.identity_maps: list[LayerMap] = []
         """Where the streams have blocks, of every cross-attention layer that has run: [R, B, N], with gradient."""
         self._source_of_row = source_of_row
@@ -119,6 +127,26 @@ class AttentionPass:
         else:
             return None
         return masks[self._source_of_row] & self._on
+
+    @torch.no_grad()
+    def visible(self, layer: int, positions: int) -> Tensor | None:
+        """What a self-attention layer shows to other frames: bool [R, N], or None where there is nothing.
+
+        Args:
+            layer: its place among the self-attention layers.
+            positions: N.
+        """
+        foreground = self.mask(positions)
+        if self.sharing is None or self._on is None:
+            return foreground
+        rows = len(self._source_of_row)
+        if foreground is None:
+            foreground = torch.zeros(rows, positions, dtype=torch.bool, device=self._on.device)
+        if self.sharing.earlier_masks is not None and self._previous_maps is not None:
+            size = layer_size(self.latent_size, positions)
+            earlier = united_mask(resize(self._previous_maps, size), self._rule)[self._source_of_row]
+            foreground = torch.where(self.sharing.earlier_masks, earlier, foreground)
+        return self.sharing.visible(layer, foreground) & self._on
 
     @torch.no_grad()
     def regions(self, positions: int) -> Tensor | None:
@@ -209,7 +237,14 @@ _PLAIN: Any = AttnProcessor2_0()
 
 
 class StorySelfAttention:
-    """Self-attention that sees the foreground of the other frames of its story."""
+    """Self-attention that sees the foreground of the other frames of its story, or what its story method shows.
+
+    Args:
+        layer: its place among the UNet's self-attention layers.
+    """
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
 
     def __call__(
         self,
@@ -220,13 +255,17 @@ class StorySelfAttention:
         temb: Tensor | None = None,
         story: AttentionPass | None = None,
         text: TextKeysValues | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
-        mask = None if story is None else story.mask(hidden_states.shape[1])
+        mask = None if story is None else story.visible(self._layer, hidden_states.shape[1])
         if story is None or mask is None:
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         q, k, v = (_heads(attn, project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
-        return _output(attn, cross_frame_attention(q, k, v, mask, story.layout))
+        if story.sharing is None:
+            return _output(attn, cross_frame_attention(q, k, v, mask, story.layout))
+        q = story.sharing.queries(self._layer, q)
+        return _output(attn, story.sharing.seen(cross_frame_attention(q, k, v, mask, story.layout), q, k, v))
 
 
 class StoryCrossAttention:
@@ -248,6 +287,7 @@ class StoryCrossAttention:
         temb: Tensor | None = None,
         story: AttentionPass | None = None,
         text: TextKeysValues | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
         if encoder_hidden_states is None or (story is None and text is None):
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -256,33 +296,48 @@ class StoryCrossAttention:
         projected = keys_values(attn, encoder_hidden_states) if text is None else text[self._layer]
         k, v = (_heads(attn, one) for one in projected)
         if story is None:
-            return _output(attn, F.scaled_dot_product_attention(q, k, v))
-        if story.identity is None:
-            out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
+            seen = None if unseen is None else ~unseen[:, None, None]
+            return _output(attn, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
+        if story.identity is not None:
+            out, maps = self._with_identity(attn, q, k, v, story, story.identity, unseen)
+        elif unseen is not None:
+            out, maps = attend_partly(q, k, v, unseen, story.token_mask)
         else:
-            out, maps = self._with_identity(attn, q, k, v, story, story.identity)
+            out, maps = cross_attention_with_maps(q, k, v, story.token_mask)
         story.record(maps)
         return _output(attn, out)
 
     def _with_identity(
-        self, attn: Attention, q: Tensor, k: Tensor, v: Tensor, story: AttentionPass, identity: IdentityStreams
+        self,
+        attn: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        story: AttentionPass,
+        identity: IdentityStreams,
+        unseen: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         id_k, id_v = (_heads(attn, one) for one in identity.keys_values[self._layer])
         if identity.blocks is not None:
             story.record_identity(identity_maps(q, id_k, identity.ends, identity.blocks))
-        region = story.regions(q.shape[2])
-        return identity_cross_attention(q, k, v, id_k, id_v, identity.ends, identity.scale, region, story.token_mask)
+        streams = (id_k, id_v, identity.ends, identity.scale, story.regions(q.shape[2]))
+        if unseen is None:
+            return identity_cross_attention(q, k, v, *streams, story.token_mask)
+        return attend_partly_with_identity(q, k, v, unseen, *streams, story.token_mask)
 
 
-def install_story_attention(unet: Any) -> None:
+def install_story_attention(unet: Any) -> tuple[Place, ...]:
     """Puts the processors into a UNet2DConditionModel, once. Weights and plain calls stay what they were.
+
+    Returns:
+        Where its self-attention layers are, in the order of their processors.
 
     Raises:
         ValueError: the UNet has attention layers of a kind that AMSA is not defined for.
     """
     if unet.config.get("encoder_hid_dim_type") is not None:
         raise ValueError("the UNet projects its text once more; use a UNet in the form of Stable Diffusion's")
-    layer = 0
+    layer, places = 0, list[Place]()
     for name, module in unet.named_modules():
         if not isinstance(module, Attention):
             continue
@@ -291,9 +346,13 @@ def install_story_attention(unet: Any) -> None:
             raise ValueError(
                 f"{name} is not a plain transformer attention; use a UNet in the form of Stable Diffusion's"
             )
-        processor: Any = StoryCrossAttention(layer) if module.is_cross_attention else StorySelfAttention()
+        crosses = module.is_cross_attention
+        processor: Any = StoryCrossAttention(layer) if crosses else StorySelfAttention(len(places))
         module.set_processor(processor)
-        layer += module.is_cross_attention
+        layer += crosses
+        if not crosses:
+            places.append(cast(Place, name.split("_")[0]))
+    return tuple(places)
 
 
 def text_keys_values(unet: Any, text: Tensor) -> TextKeysValues:

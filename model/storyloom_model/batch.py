@@ -13,6 +13,8 @@ from storyloom_kernels import GroupLayout
 from storyloom_model.attention import AttentionPass
 from storyloom_model.identity.streams import IdentityStreams, join_streams
 from storyloom_model.maps import ForegroundRule
+from storyloom_model.methods.rows import sharing_inputs, with_plain_rows
+from storyloom_model.methods.sharing import Sharing
 from storyloom_model.state import StoryState
 
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -58,7 +60,7 @@ def predict(call: UNetCall, states: Sequence[StoryState], capacity: Capacity | N
     """
     inputs = collate(states)
     outputs = call(inputs if capacity is None else pad(inputs, capacity))
-    rows = inputs["latents"].shape[0]
+    rows = sum(state.rows for state in states)
     values = torch.split(outputs["values"][:rows].float(), [state.rows for state in states])
     maps = _maps_by_story(states, outputs.get("maps"))
     return [Prediction(_guide(state, own), new) for state, own, new in zip(states, values, maps, strict=True)]
@@ -70,14 +72,16 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
     Args:
         unet: with ``install_story_attention``.
         rule: how maps become masks.
-        inputs: of R rows; those whose names begin with "attention." or "identity." are there if any story needs them,
-            those with "added." if the UNet takes them.
+        inputs: of R rows; those whose names begin with "attention.", "identity." or "method.", and "unseen", are there
+            if any story needs them, those with "added." if the UNet takes them.
 
     Returns:
         "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
     """
     latents = inputs["latents"]
-    options: dict[str, Any] = {"text": _keys_values(inputs)}
+    options: dict[str, Any] = {"text": _keys_values(inputs)} | {
+        name: inputs[name] for name in ("unseen",) if name in inputs
+    }
     if "attention.bounds" in inputs:
         options["story"] = AttentionPass(
             inputs["attention.bounds"],
@@ -89,6 +93,7 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
             previous_maps=inputs.get("attention.previous_maps"),
             rule=rule,
             identity=_streams(inputs),
+            sharing=Sharing.of(inputs),
         )
     values: Tensor = unet(
         latents,
@@ -115,11 +120,14 @@ def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
         inputs[f"value.{layer}"] = _joined([values for _, values in of_stories])
     if states[0].pooled_text is not None:
         inputs |= _added(states)
+    if states[0].unseen_text is not None:
+        inputs["unseen"] = _joined([state.unseen_text for state in states if state.unseen_text is not None])
     if any(state.uses_maps for state in states):
         inputs |= {f"attention.{name}": value for name, value in _attention(states, device).items()}
     if any(state.identity is not None for state in states):
         inputs |= _identity(states)
-    return inputs
+    inputs |= sharing_inputs(states, [state.plan for state in states])
+    return with_plain_rows(inputs, states, _PER_SOURCE)
 
 
 def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
@@ -188,7 +196,7 @@ def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, 
 def _identity(states: Sequence[StoryState]) -> dict[str, Tensor]:
     """The streams of all rows, for stories of which some have any; those of the others are empty."""
     like = next(state.identity for state in states if state.identity is not None)
-    return _flat(join_streams([state.identity or like.none(state.rows) for state in states]))
+    return _flat(join_streams([state.acting_identity or like.none(state.rows) for state in states]))
 
 
 def _flat(streams: IdentityStreams) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from storyloom_model.state import StoryState
 
 FORMAT = "1"
 _SOLVER = "solver."
+_KEPT = "kept."
 
 
 class CheckpointError(ValueError):
@@ -40,6 +41,7 @@ def pack(state: StoryState, fingerprint: str) -> bytes:
     if state.previous_maps is not None:
         tensors["previous_maps"] = state.previous_maps
     tensors |= {_SOLVER + name: value for name, value in history.tensors.items()}
+    tensors |= {_KEPT + name: value for name, value in state.kept.items()}
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -78,6 +80,7 @@ def unpack(state: StoryState, data: bytes, fingerprint: str) -> None:
         raise CheckpointError(f"it does not fit its story: {error}") from error
     state.latents, state.predicted = on_device["latents"], on_device["predicted"]
     state.previous_maps = on_device.get("previous_maps")
+    state.kept = {name.removeprefix(_KEPT): value for name, value in on_device.items() if name.startswith(_KEPT)}
 
 
 def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 from storyloom_model.jobs import Identity, JobError, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
+from storyloom_model.methods.names import METHODS, MethodName
 from storyloom_model.solvers import SOLVERS
 
 MAX_SCALE = 2.0
@@ -23,6 +25,12 @@ class Abilities:
     runtime: str
     identity_adapters: Collection[str]
     loras: Collection[str]
+    methods: Collection[str]
+
+
+def method_name(job: StoryJob, manifest: Manifest) -> MethodName:
+    """The story method of a job that ``check_job`` lets through: its own, or the package's."""
+    return cast(MethodName, job.method or manifest.method)
 
 
 def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
@@ -42,6 +50,7 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
     if Manifest.adapter_key(job.adapter) not in (None, *manifest.adapters):
         known = ", ".join((*manifest.adapters, "none"))
         raise JobError(f"{manifest.name} has no adapter called {job.adapter}; use one of {known}")
+    _check_method(method_name(job, manifest), can)
     if job.solver not in SOLVERS:
         raise JobError(f"unknown solver {job.solver}; use one of {', '.join(SOLVERS)}")
     if not 1 <= job.steps <= manifest.limits.max_steps:
@@ -54,6 +63,16 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
     if job.identities:
         _check_identity_adapter(job, can)
         _check_identities(job, manifest)
+
+
+def _check_method(name: str, can: Abilities) -> None:
+    if name not in METHODS:
+        raise JobError(f"there is no story method {name}; use one of {', '.join(METHODS)}")
+    if name not in can.methods:
+        raise JobError(
+            f"the backend {can.runtime} runs story method {', '.join(can.methods)} alone; use it in place of {name}, "
+            f"or serve {can.manifest.name} with torch"
+        )
 
 
 def _check_anchors(job: StoryJob, manifest: Manifest, expected: int) -> None:

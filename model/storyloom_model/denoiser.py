@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyloom_model.adapters import load_adapter, with_adapter
-from storyloom_model.attention import TextKeysValues, install_story_attention, text_keys_values
+from storyloom_model.attention import Place, TextKeysValues, install_story_attention, text_keys_values
 from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
-from storyloom_model.checks import Abilities, check_job
+from storyloom_model.checks import Abilities, check_job, method_name
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
@@ -31,11 +31,14 @@ from storyloom_model.identity.casting import story_streams
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import IdentityStreams
-from storyloom_model.jobs import AnchorFrame, JobError, StoryJob
+from storyloom_model.jobs import JobError, StoryJob
+from storyloom_model.latents import read_latents, write_latents
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
+from storyloom_model.methods.names import APART, METHODS
+from storyloom_model.methods.registry import REGISTRY
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.runner import Runner
@@ -72,6 +75,8 @@ class Denoiser:
 
     runtime: ClassVar[str] = "torch"
     """What computes. Another one rounds differently and takes no checkpoints of this one."""
+    methods: ClassVar[tuple[str, ...]] = METHODS
+    """The story methods that it can run."""
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Denoiser:
         self._schedule = components.scheduler
         self._one_call = self.device.type != "cpu" if one_call is None else one_call
         self._rule = ForegroundRule(self.manifest.attention.threshold, self.manifest.attention.value)
+        self._layers: tuple[Place, ...] = ()
         try:
             check_schedule(self._schedule)
             self._prepare(components, options)
@@ -103,7 +109,8 @@ class Denoiser:
         self._variants = Variants(
             self._unets, changes, loras, options.max_variants, self._runner.forget, self._with_weights
         )
-        self._abilities = Abilities(self.manifest, self.runtime, tuple(self._identity_adapters), tuple(loras))
+        adapters = tuple(self._identity_adapters)
+        self._abilities = Abilities(self.manifest, self.runtime, adapters, tuple(loras), self.methods)
         self._text_encoder = TextEncoder(
             components.tokenizer,
             components.text_encoder,
@@ -162,34 +169,36 @@ class Denoiser:
             JobError: the job asks for what this package cannot do.
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
-        prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
-        embedded = self._text_encoder.embed([prompt.text for prompt in prompts])
-        text, pooled = embedded.hidden, embedded.pooled
-        if job.guided:
-            negative = self._text_encoder.embed([job.negative_prompt])
-            text = torch.cat([negative.hidden.expand_as(text), text])
-            if pooled is not None and negative.pooled is not None:
-                pooled = torch.cat([negative.pooled.expand_as(pooled), pooled])
-        shape = self._latent_shape(job)
+        name = method_name(job, self.manifest)
+        text = REGISTRY[name].text(job, self._text_encoder)
+        shape, device = self._latent_shape(job), text.hidden.device
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
-        latents = solver.start(noise.to(text.device))
+        latents = solver.start(noise.to(device))
         variant = self._variant(job)
         return StoryState(
             job=job,
             key=CompatibilityKey(
-                model=self.manifest.name, width=job.width, height=job.height, variant=variant, dtype=str(text.dtype)
+                model=self.manifest.name,
+                width=job.width,
+                height=job.height,
+                variant=variant,
+                dtype=str(text.hidden.dtype),
+                method=name if name in APART else "",
             ),
             solver=solver,
             latents=latents,
-            text=text,
-            text_keys_values=self._text_keys_values(variant, text),
-            token_mask=self._text_encoder.token_mask(prompts, job.characters),
+            text=text.hidden,
+            text_keys_values=self._text_keys_values(variant, text.hidden),
+            token_mask=text.token_mask,
             predicted=torch.zeros_like(latents),
-            anchors=_read_latents(job.anchors, shape).to(text.device),
-            anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
+            anchors=read_latents(job.anchors, shape).to(device),
+            anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(device),
+            method=REGISTRY[name],
+            layers=self._layers,
             identity=self._identity(job),
-            pooled_text=pooled,
+            pooled_text=text.pooled,
+            unseen_text=text.unseen,
         )
 
     @torch.inference_mode()
@@ -214,7 +223,8 @@ class Denoiser:
         for together in [states] if self._one_call else [[state] for state in states]:
             for state, prediction in zip(together, self._predict(together), strict=True):
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
-                state.previous_maps = prediction.maps
+                if prediction.maps is not None:
+                    state.previous_maps, state.kept = state.method.maps(state.kept, prediction.maps)
                 if not torch.isfinite(state.latents).all():
                     state.error = f"the latents became non-finite at step {state.step_index} of {state.steps}"
 
@@ -272,7 +282,7 @@ class Denoiser:
         """
         if not state.done or state.error is not None:
             raise ValueError(f"only a story that is done has final latents; this one is at step {state.step_index}")
-        return [_write_latents(latents) for latents in state.latents]
+        return [write_latents(latents) for latents in state.latents]
 
     def save(self, state: StoryState) -> bytes:
         """A checkpoint: all that ``restore`` needs, beside the job, to go on from here.
@@ -323,7 +333,7 @@ class Denoiser:
         Raises:
             ValueError: the UNet is not of a form that AMSA is defined for.
         """
-        install_story_attention(components.unet)
+        self._layers = install_story_attention(components.unet)
         for module in (components.unet, components.vae):
             if self.device.type == "cuda":
                 fuse_group_norms(module)
@@ -383,7 +393,7 @@ class Denoiser:
 
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""
-        bucket = self._options.bucket(sum(state.rows for state in states)) if self._one_call else None
+        bucket = self._options.bucket(sum(state.step_rows for state in states)) if self._one_call else None
         try:
             return predict(
                 partial(self._runner.call, states[0].key.variant),
@@ -421,14 +431,3 @@ class Denoiser:
             raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
         if any(pixels % factor for size in self.manifest.sizes for pixels in size):
             raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
-
-
-def _write_latents(latents: Tensor) -> bytes:
-    """One frame's latents [C, h, w] in the form of ``AnchorFrame.latents``."""
-    return latents.float().cpu().contiguous().numpy().astype("<f4").tobytes()
-
-
-def _read_latents(anchors: Sequence[AnchorFrame], shape: tuple[int, int, int]) -> Tensor:
-    """float32 [len(anchors), *shape], on the CPU."""
-    values = np.frombuffer(b"".join(anchor.latents for anchor in anchors), dtype="<f4")
-    return torch.from_numpy(values.astype(np.float32)).reshape(len(anchors), *shape)

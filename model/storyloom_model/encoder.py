@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storyloom_model.prompts import ComposedPrompt, token_flags
+from storyloom_model.prompts import ComposedPrompt, check_prompt, token_flags
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextEmbeddings:
-    """What is known of n texts: ``hidden`` is [n, T, D]; ``pooled`` [n, P] in the form of SDXL, else None."""
+    """What is known of n texts: ``hidden`` is [n, T, D]; ``pooled`` [n, P] in the form of SDXL, else None.
+
+    ``widths`` sum to D: those of the encoders whose outputs are side by side.
+    """
 
     hidden: Tensor
+    widths: tuple[int, ...]
     pooled: Tensor | None = None
 
 
@@ -39,11 +43,17 @@ class TextEncoder:
         """The texts in the model's dtype."""
         ids = self._ids(self._tokenizer, texts)
         if self._second is None:
-            return TextEmbeddings(self._model(ids)[0])
+            hidden = self._model(ids)[0]
+            return TextEmbeddings(hidden, (hidden.shape[-1],))
         tokenizer, model = self._second
         first = self._model(ids, output_hidden_states=True).hidden_states[-2]
         found = model(self._ids(tokenizer, texts), output_hidden_states=True)
-        return TextEmbeddings(torch.cat([first, found.hidden_states[-2]], dim=-1), found.text_embeds)
+        both = [first, found.hidden_states[-2]]
+        return TextEmbeddings(torch.cat(both, dim=-1), tuple(one.shape[-1] for one in both), found.text_embeds)
+
+    def fits(self, text: str) -> bool:
+        """Whether nothing of a text is cut."""
+        return check_prompt(self._tokenizer, text, self._tokenizer.model_max_length) is None
 
     def token_mask(self, prompts: Sequence[ComposedPrompt], characters: Sequence[str]) -> Tensor:
         """bool [len(prompts), len(characters), T], True where a token is part of a character's description."""

@@ -45,7 +45,7 @@ def job_fingerprint(job: StoryJob) -> str:
     content = [
         [[_prompt(frame.prompt), frame.seed] for frame in job.frames],
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
-        [job.adapter, job.loras, job.cross_frame, anchors],
+        [job.adapter, job.loras, job.cross_frame, job.method, anchors],
         [identities, job.identity_adapter if job.identities else None],
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

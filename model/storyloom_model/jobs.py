@@ -54,7 +54,8 @@ class StoryJob:
     the weight by which its change is added. ``cross_frame`` False makes every frame on its own. ``anchors`` are in the
     group of ``frames``: more frames for a story, one frame anew and the later windows of a long story are all jobs
     whose anchors are frames that exist. ``identities`` are of characters with references, and ``identity_adapter``
-    names what makes use of them; without identities it is left aside.
+    names what makes use of them; without identities it is left aside. ``method`` names the story method, of
+    ``methods.names``; "" stands for the package's.
     """
 
     frames: tuple[FrameJob, ...]
@@ -70,6 +71,7 @@ class StoryJob:
     identities: tuple[Identity, ...] = ()
     identity_adapter: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    method: str = ""
 
     @property
     def guided(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from storyloom_model.methods.names import DEFAULT_METHOD, MethodName
+
 NO_ADAPTER = "none"
 """Accepted wherever an adapter is named: the base weights. The empty name means the same."""
 
@@ -117,14 +119,15 @@ class IdentityAdapterFile(_Part):
 class Manifest(_Part):
     """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels.
 
-    ``adapters`` are files with full replacements of weights; ``loras`` with low-rank changes, which stories weigh.
-    ``backend`` is what runs the package on a server that is not told another one; None means torch.
+    ``method`` is the story method of stories that name none. ``adapters`` are files with full replacements of weights;
+    ``loras`` with low-rank changes, which stories weigh. ``backend`` is what runs the package on a server that is not
+    told another one; None means torch.
     """
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
-    method: Literal["storynizor"] = "storynizor"
+    method: MethodName = DEFAULT_METHOD
     backend: BackendName | None = None
     sizes: tuple[tuple[Pixels, Pixels], ...] = Field(min_length=1)
     defaults: Defaults

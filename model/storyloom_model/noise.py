@@ -27,7 +27,18 @@ def frame_seed(story_seed: int, index: int) -> int:
     Returns:
         An integer from 0 to 2**64 - 1.
     """
-    return _mix((_mix(story_seed & _MASK) + (index + 1) * _GOLDEN) & _MASK)
+    return derived_seed(story_seed, index)
+
+
+def derived_seed(seed: int, *places: int) -> int:
+    """A number that a seed and places decide, such as a step and a layer, and nothing else.
+
+    Returns:
+        An integer from 0 to 2**64 - 1, each as likely as any other.
+    """
+    for place in places:
+        seed = _mix((_mix(seed & _MASK) + (place + 1) * _GOLDEN) & _MASK)
+    return seed
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:

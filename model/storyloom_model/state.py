@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from storyloom_model.attention import TextKeysValues
+from storyloom_model.attention import Place, TextKeysValues
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import StoryJob
+from storyloom_model.methods.method import Method, StepPlan
+from storyloom_model.noise import derived_seed
 from storyloom_model.solvers import Solver
 from storyloom_model.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
 class CompatibilityKey:
-    """What stories must share to take a step in one UNet call. Sizes in pixels; ``variant`` is of the weights."""
+    """What stories must share to take a step in one UNet call. Sizes in pixels; ``variant`` is of the weights;
+    ``method`` is "" for story methods that share calls.
+    """
 
     model: str
     width: int
     height: int
     variant: Variant
     dtype: str
+    method: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +39,9 @@ class StoryState:
     prompt's rows first if the story is guided; ``text_keys_values`` is what the layers of its UNet make of it.
     ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final latents and ``anchor_noise`` is what they are
     seen under, [A, C, h, w] float32 both. ``identity`` are the streams of all rows; None: nobody has references.
-    ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None.
+    ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None. ``unseen_text`` is bool [rows, T], True for
+    tokens that a row leaves out; None: none. ``method`` is the story method, ``kept`` what it keeps from step to step,
+    and ``layers`` where the UNet's self-attention layers are.
     ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
     """
 
@@ -47,9 +55,13 @@ class StoryState:
     predicted: Tensor
     anchors: Tensor
     anchor_noise: Tensor
+    method: Method
+    layers: tuple[Place, ...]
     identity: IdentityStreams | None = None
     pooled_text: Tensor | None = None
+    unseen_text: Tensor | None = None
     previous_maps: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -72,6 +84,7 @@ class StoryState:
         """Bytes of all tensors of the story, the solver's history included; keys and values are most of them."""
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
+        kept += self.kept.values()
         optional = sum(one.nbytes for one in (self.previous_maps, self.identity, self.pooled_text) if one is not None)
         return optional + sum(value.nbytes for value in kept)
 
@@ -83,9 +96,35 @@ class StoryState:
     @property
     def crosses_frames(self) -> bool:
         """True when frames of this story can see each other."""
-        return self.job.cross_frame and self.job.group > 1 and self.token_mask.shape[1] > 0
+        may = self.job.cross_frame and self.method.crosses_frames
+        return may and self.job.group > 1 and self.token_mask.shape[1] > 0
 
     @property
     def uses_maps(self) -> bool:
         """True when its steps want the maps of the step before: frames see each other, or identities have regions."""
         return self.crosses_frames or self.identity is not None
+
+    @property
+    def plan(self) -> StepPlan | None:
+        """What its rows see of each other in the next step; None: foregrounds, or nothing (``crosses_frames``)."""
+        return self.method.plan(self) if self.crosses_frames else None
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of the next UNet call: twice as many where queries are compared with those of a plain pass."""
+        plan = self.plan
+        return self.rows if plan is None or not plan.plain_queries else 2 * self.rows
+
+    @property
+    def draw_keys(self) -> tuple[int, ...]:
+        """What random draws of the next step begin with: 32 bits for each row of a branch, by its seed alone."""
+        seeds = [*(frame.seed for frame in self.job.frames), *(anchor.seed for anchor in self.job.anchors)]
+        return tuple(derived_seed(seed, self.step_index) >> 32 for seed in seeds)
+
+    @property
+    def acting_identity(self) -> IdentityStreams | None:
+        """The identity streams as they count in the next step."""
+        weight = self.method.identity_weight(self.step_index, self.steps)
+        if self.identity is None or weight == 1:
+            return self.identity
+        return replace(self.identity, scale=self.identity.scale * weight)

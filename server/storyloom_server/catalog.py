@@ -10,6 +10,7 @@ from typing import Any
 
 from storyloom.v1 import model_service_pb2, story_pb2
 from storyloom_model.manifest import NO_ADAPTER, Manifest
+from storyloom_model.methods.names import METHODS
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_server.reference_pictures import MAX_REFERENCES
 from storyloom_server.setup_error import SetupError
@@ -73,6 +74,16 @@ class ServedModel:
         return self.manifest.defaults.adapter or NO_ADAPTER
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """Story methods that a story may name."""
+        return METHODS
+
+    @property
+    def default_method(self) -> str:
+        """The story method of stories that name none."""
+        return self.manifest.method
+
+    @property
     def identity_adapters(self) -> Mapping[str, Sequence[str]]:
         """Identity adapters that a story may name, beside "none", and the parts that each can take over."""
         return {name: adapter.keeps for name, adapter in self.manifest.identity_adapters.items()}
@@ -97,7 +108,9 @@ class ServedModel:
                 solver=SOLVERS[defaults.solver],
                 width=defaults.width,
                 height=defaults.height,
-                consistency=story_pb2.Consistency(enabled=True, adapter=self.default_adapter),
+                consistency=story_pb2.Consistency(
+                    enabled=True, adapter=self.default_adapter, method=self.default_method
+                ),
                 identity_adapter=self.default_identity_adapter,
             ),
             limits=model_service_pb2.Limits(
@@ -116,6 +129,7 @@ class ServedModel:
                 for name, keeps in self.identity_adapters.items()
             ],
             loras=list(self.manifest.loras),
+            methods=self.methods,
         )
 
 

@@ -17,7 +17,7 @@ _MAX_LORAS, _MAX_LORA_WEIGHT = 8, 2.0
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
     """Settings without gaps. ``adapter`` is "none" for the package's weights as they are, ``identity_adapter`` where
-    references are left aside. ``loras`` are names with their weights.
+    references are left aside. ``loras`` are names with their weights. ``method`` is the story method.
     """
 
     steps: int
@@ -31,6 +31,7 @@ class ResolvedSettings:
     preview_interval: int
     identity_adapter: str
     loras: tuple[tuple[str, float], ...]
+    method: str
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -42,7 +43,7 @@ class ResolvedSettings:
             width=self.width,
             height=self.height,
             seed=self.seed,
-            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
+            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter, method=self.method),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
             loras=[pb.LoraWeight(name=name, weight=weight) for name, weight in self.loras],
@@ -67,6 +68,7 @@ def resolve_settings(
         preview_interval=_preview_interval(found, asked, steps),
         identity_adapter=_identity_adapter(found, asked, model),
         loras=_loras(found, asked, model),
+        method=_method(found, asked, model),
     )
 
 
@@ -149,6 +151,15 @@ def _loras(found: Findings, asked: pb.Settings, model: ServedModel) -> tuple[tup
             found.add(f"{path}.weight", f"{weight:g} is no weight; use {-_MAX_LORA_WEIGHT:g} to {_MAX_LORA_WEIGHT:g}")
         weights[each.name] = weight
     return tuple(weights.items())
+
+
+def _method(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
+    method = asked.consistency.method or model.default_method
+    if method not in model.methods:
+        found.add(
+            f"{_PATH}.consistency.method", f"there is no such story method; use one of {', '.join(model.methods)}"
+        )
+    return method
 
 
 def _preview_interval(found: Findings, asked: pb.Settings, steps: int) -> int:

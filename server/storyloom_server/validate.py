@@ -113,6 +113,7 @@ def _plan(
         adapter=settings.adapter,
         cross_frame=settings.cross_frame,
         loras=settings.loras,
+        method=settings.method,
     )
     limits = model.manifest.limits
     return StoryPlan(

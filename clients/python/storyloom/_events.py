@@ -165,6 +165,7 @@ class ModelInfo:
     :ivar identity_adapters: names accepted in `Settings.identity_adapter`, beside ``"none"``, and what each can take
         over from references. Empty: the model takes no references.
     :ivar loras: names accepted in `Settings.loras`.
+    :ivar methods: story methods accepted in `Consistency.method`.
     """
 
     name: str
@@ -177,6 +178,7 @@ class ModelInfo:
     adapters: tuple[str, ...]
     identity_adapters: Mapping[str, tuple[Keep, ...]] = field(default_factory=dict)
     loras: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

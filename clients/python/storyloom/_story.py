@@ -125,10 +125,12 @@ class Consistency(_Model):
 
     :ivar enabled: False generates every frame on its own.
     :ivar adapter: name of one of the model's adapters; empty: its default.
+    :ivar method: name of one of the model's story methods, which say what frames see of each other; empty: its default.
     """
 
     enabled: Annotated[bool, Strict()] | None = None
     adapter: str = ""
+    method: str = ""
 
 
 class Settings(_Model):

@@ -163,7 +163,9 @@ def settings_from(message: story_pb2.Settings) -> Settings:
         height=message.height if message.HasField("height") else None,
         seed=message.seed if message.HasField("seed") else None,
         consistency=Consistency.model_construct(
-            enabled=consistency.enabled if consistency.HasField("enabled") else None, adapter=consistency.adapter
+            enabled=consistency.enabled if consistency.HasField("enabled") else None,
+            adapter=consistency.adapter,
+            method=consistency.method,
         ),
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
@@ -212,7 +214,11 @@ def _settings_message(settings: Settings) -> story_pb2.Settings:
         width=settings.width,
         height=settings.height,
         seed=settings.seed,
-        consistency=story_pb2.Consistency(enabled=settings.consistency.enabled, adapter=settings.consistency.adapter),
+        consistency=story_pb2.Consistency(
+            enabled=settings.consistency.enabled,
+            adapter=settings.consistency.adapter,
+            method=settings.consistency.method,
+        ),
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
         loras=[story_pb2.LoraWeight(name=name, weight=weight) for name, weight in settings.loras.items()],

@@ -108,6 +108,7 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
             for adapter in model.identity_adapters
         },
         loras=tuple(model.loras),
+        methods=tuple(model.methods),
     )
 
 

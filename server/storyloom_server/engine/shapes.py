@@ -4,6 +4,7 @@ from collections.abc import Hashable
 
 from storyloom_model.jobs import StoryJob
 from storyloom_model.manifest import Manifest
+from storyloom_model.methods.names import APART
 from storyloom_server import messages
 from storyloom_server.scheduler import StoryShape, StorySpec
 
@@ -12,7 +13,8 @@ def compatibility_key(model: str, job: StoryJob) -> Hashable:
     """What jobs must share to take a step together."""
     identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
     loras = frozenset((name, weight) for name, weight in job.loras if weight)
-    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras)
+    apart = job.method if job.method in APART else ""
+    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras, apart)
 
 
 def story_shape(job: StoryJob) -> StoryShape:

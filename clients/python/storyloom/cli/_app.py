@@ -63,6 +63,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, 1 (off) to 30.")] = None,
     solver: Annotated[Solver | None, typer.Option(help="How a step is taken.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Consistency adapter of the model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Story method: what frames see of each other.")] = None,
     identity_adapter: Annotated[
         str | None, typer.Option(help="What makes use of references; none: they are left aside.")
     ] = None,
@@ -91,6 +92,7 @@ def generate(
         SettingOption("--guidance", ("guidance_scale",), guidance),
         SettingOption("--solver", ("solver",), solver),
         SettingOption("--adapter", ("consistency", "adapter"), adapter),
+        SettingOption("--method", ("consistency", "method"), method),
         SettingOption("--identity-adapter", ("identity_adapter",), identity_adapter),
         SettingOption("--no-consistency", ("consistency", "enabled"), False if no_consistency else None),
         SettingOption("--preview-interval", ("preview_interval",), preview_interval),

@@ -48,7 +48,7 @@ def print_table(table: Table) -> None:
 
 def models_table(served: Iterable[ModelInfo]) -> Table:
     """Returns a line for each model."""
-    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity", "LoRA")
+    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity", "LoRA", "methods")
     for model in served:
         limits = model.limits
         table.add_row(
@@ -61,6 +61,7 @@ def models_table(served: Iterable[ModelInfo]) -> Table:
             ", ".join(model.adapters),
             ", ".join(model.identity_adapters),
             ", ".join(model.loras),
+            ", ".join(model.methods),
         )
     return table
 

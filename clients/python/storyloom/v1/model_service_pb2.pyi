@@ -66,7 +66,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras")
+    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras", "methods")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Model(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -87,7 +88,8 @@ class Model(_message.Message):
     adapters: _containers.RepeatedScalarFieldContainer[str]
     identity_adapters: _containers.RepeatedCompositeFieldContainer[IdentityAdapter]
     loras: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ...) -> None: ...
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class IdentityAdapter(_message.Message):
     __slots__ = ("name", "keeps")

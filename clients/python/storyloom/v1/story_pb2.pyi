@@ -109,12 +109,14 @@ class Frame(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., characters: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Consistency(_message.Message):
-    __slots__ = ("enabled", "adapter")
+    __slots__ = ("enabled", "adapter", "method")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     adapter: str
-    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ...) -> None: ...
+    method: str
+    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras")
