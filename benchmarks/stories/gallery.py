@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from benchmarks.stories.report import Report, cell, shown
-from benchmarks.stories.scores import Scored, summary
+from benchmarks.stories.scores import Scored
 
 PAGE = "index.html"
 
@@ -127,8 +127,8 @@ def _choice(name: str, label: str, values: Sequence[str]) -> str:
 
 def _tables(report: Report) -> list[str]:
     tables = []
-    for heading, rows in report.groups():
-        figures = {name: summary(own) for name, own in rows.items()}
+    for group in report.groups():
+        figures = group.figures()
         columns = shown(report.columns, figures)
         head = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in columns)
         lines = "".join(
@@ -138,7 +138,7 @@ def _tables(report: Report) -> list[str]:
             for name, own in figures.items()
         )
         tables.append(
-            f'<div class="table"><table><caption>{escape(heading)}</caption>'
+            f'<div class="table"><table><caption>{escape(group.heading)}</caption>'
             f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
         )
     return tables

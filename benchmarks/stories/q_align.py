@@ -38,9 +38,16 @@ def load(folder: Path, device: str, *, remote_code: bool) -> Any:
             "repeat this with --allow-remote-code"
         )
     try:
+        import torch
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=True,
+            attn_implementation="eager",
+            torch_dtype=torch.float16 if device.startswith("cuda") else torch.float32,
+        )
     except Exception as error:  # Foreign code may raise anything.
         raise QAlignError(
             f"{folder} can't be loaded: {type(error).__name__}: {error}; One-Align wants transformers 4.36 or 4.37: in "

@@ -17,6 +17,24 @@ _SIZES = {1: "One character", 2: "Two characters", 3: "Three characters"}
 
 
 @dataclass(frozen=True)
+class Group:
+    """The stories of so many characters, row by row."""
+
+    people: int
+    rows: Mapping[str, Sequence[Scored]]
+
+    @property
+    def heading(self) -> str:
+        """Of its table."""
+        size = _SIZES.get(self.people, f"{self.people} characters")
+        return f"{size}, stories: {max(len(stories) for stories in self.rows.values())}"
+
+    def figures(self) -> dict[str, dict[str, Interval]]:
+        """Each row's figures."""
+        return {name: summary(stories) for name, stories in self.rows.items()}
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a run found.
 
@@ -34,16 +52,15 @@ class Report:
     left_out: Sequence[LeftOut]
     facts: Mapping[str, Any]
 
-    def groups(self) -> Iterator[tuple[str, dict[str, list[Scored]]]]:
-        """The rows once for each number of characters: a heading, and the rows' stories with that many."""
+    def groups(self) -> Iterator[Group]:
+        """The rows once for each number of characters that stories have."""
         sizes = sorted({story.outcome.asked.people for stories in self.rows.values() for story in stories})
         for size in sizes:
             rows = {
                 name: [story for story in stories if story.outcome.asked.people == size]
                 for name, stories in self.rows.items()
             }
-            count = max(len(stories) for stories in rows.values())
-            yield f"{_SIZES.get(size, f'{size} characters')}, {count} stories", rows
+            yield Group(size, rows)
 
     def notes(self) -> list[str]:
         """What a reader of the tables has to know: columns that are not there, stories that were refused."""
@@ -86,10 +103,7 @@ def markdown_table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, In
 def markdown(report: Report) -> str:
     """The page of a run."""
     facts = report.facts
-    tables = [
-        f"## {heading}\n\n{markdown_table(report.columns, {name: summary(own) for name, own in rows.items()})}"
-        for heading, rows in report.groups()
-    ]
+    tables = [f"## {group.heading}\n\n{markdown_table(report.columns, group.figures())}" for group in report.groups()]
     definitions = "\n".join(f"- **{column.heading}**: {column.definition}." for column in report.columns)
     methods = "\n".join(f"- **{name}**: {method.about}" for name, method in report.methods.items())
     notes = "\n".join(f"- {note}" for note in report.notes())
@@ -107,21 +121,23 @@ def markdown(report: Report) -> str:
 
 
 def document(report: Report) -> dict[str, Any]:
-    """The JSON record: how it was made, the figures, and the values of every picture."""
+    """The JSON record: how it was made, the figures by number of characters, and the values of every picture."""
     baseline = next(iter(report.methods))
     groups = list(report.groups())
     return dict(report.facts) | {
         "methods": {name: asdict(method) for name, method in report.methods.items()},
         "columns": {column.key: asdict(column) for column in report.columns},
         "notes": report.notes(),
-        "figures": {heading: {name: _plain(summary(own)) for name, own in rows.items()} for heading, rows in groups},
+        "figures": {
+            str(group.people): {name: _plain(own) for name, own in group.figures().items()} for group in groups
+        },
         "differences": {
-            heading: {
-                name: _plain(differences(own, rows[baseline]))
-                for name, own in rows.items()
-                if name in report.methods and name != baseline
+            str(group.people): {
+                name: _plain(differences(group.rows[name], group.rows[baseline]))
+                for name in report.methods
+                if name != baseline
             }
-            for heading, rows in groups
+            for group in groups
         },
         "stories": {name: [_story(story) for story in stories] for name, stories in report.rows.items()},
     }

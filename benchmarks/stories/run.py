@@ -10,7 +10,6 @@ gallery) go to a folder; the same command goes on where it was stopped. docs/ben
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,11 +50,13 @@ class Service:
     """A server, and what its pictures are known by.
 
     Attributes:
+        address: HOST:PORT.
         model: that it serves by default.
         known_by: tells the model from others of its name, where the package is at hand.
         metrics: None where they are out of reach.
     """
 
+    address: str
     client: StoryClient
     model: ModelInfo
     known_by: str
@@ -68,12 +69,12 @@ def service(address: str | None, package: Path) -> Iterator[Service]:
     if address is not None:
         with StoryClient(address) as client:
             model = client.get_model()
-            yield Service(client, model, model.name)
+            yield Service(address, client, model, model.name)
         return
     read_manifest(package)
     port = free_port()
     with served(package, "--metrics-port", str(port)) as own, StoryClient(own) as client:
-        yield Service(client, client.get_model(), fingerprint(package), Scrape(port))
+        yield Service(own, client, client.get_model(), fingerprint(package), Scrape(port))
 
 
 def make_all(
@@ -177,7 +178,6 @@ def main(
     device: Annotated[str, typer.Option(help="Torch device of CLIP and DINO.")] = "cpu",
 ) -> None:
     """Makes and scores stories; see the module."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the server is stopped, too.
     console = Console(soft_wrap=True)
     given = {"steps": steps, "guidance_scale": guidance}
     settings = {name: value for name, value in given.items() if value is not None}
@@ -185,6 +185,7 @@ def main(
         chosen = {name: method(name) for name in methods.split(",")}
         asked = read_stories(benchmark, stories, prompts, people, described, references)
         with service(server, model) as at:
+            console.print(f"{at.model.name} at {at.address}", markup=False)
             reads = at.model.name.startswith(BUILT_IN.name) if built_in is None else built_in
             folders = {"clip": clip, "dino": dino, "faces": faces}
             sought = choose_weights(weights, folders, BUILT_IN / "faces" if reads else None)
