@@ -9,7 +9,7 @@ RUN ?= runs/$(RECIPE)
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
         train-adapter quality-judge quality-identity \
-        quality-references clean
+        quality-references bench-stories clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -113,6 +113,9 @@ quality-identity: $(VENV)/.dev  ## measure whether the person of a reference pic
 
 quality-references: $(VENV)/.dev  ## measure what frames take over from one reference picture of held-out people
 	$(BIN)/python -m benchmarks.quality.references $(ARGS)
+
+bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"
+	@$(BIN)/python -m benchmarks.stories $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

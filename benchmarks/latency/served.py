@@ -12,8 +12,12 @@ from pathlib import Path
 
 
 @contextmanager
-def served(model: Path) -> Iterator[str]:
+def served(model: Path, *arguments: str) -> Iterator[str]:
     """Serves a model package, and gives the address. The server is gone afterwards.
+
+    Args:
+        model: folder of the package.
+        arguments: more of the server's options.
 
     Raises:
         SystemExit: the server stopped before it was ready.
@@ -22,7 +26,7 @@ def served(model: Path) -> Iterator[str]:
         ready = Path(folder) / "ready"
         command = [sys.executable, "-m", "storyloom_server", "--model", str(model), "--port", "0"]
         command += ["--state-folder", str(Path(folder) / "state"), "--ready-file", str(ready)]
-        server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.DEVNULL)
+        server = subprocess.Popen([*command, "--log-level", "warning", *arguments], stdout=subprocess.DEVNULL)
         try:
             while not ready.exists():
                 if server.poll() is not None:

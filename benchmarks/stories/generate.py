@@ -1,0 +1,163 @@
+"""Makes the stories through a server, one at a time, and keeps them, so that a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.server.scrape import Scrape
+from benchmarks.stories.methods import Method, evaluations
+from benchmarks.stories.stories import BenchmarkStory, MadeStory
+from storyloom import InvalidStory, OnDisconnect, Story, StoryCancelled, StoryFailed, StoryFileError, StoryResult
+from storyloom_model.noise import frame_seed
+
+RECORD = "benchmark.json"
+
+
+class Client(Protocol):
+    """What is used of a `StoryClient`."""
+
+    def generate(
+        self, story: Story, *, request_id: str | None = None, on_disconnect: OnDisconnect | None = None
+    ) -> StoryResult: ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a story cost. `counted_by` says where the evaluations come from: the server's metrics, or the settings.
+
+    Attributes:
+        evaluations: of the UNet, of one sample each, divided by the frames.
+        seconds: encoding, denoising and decoding on an otherwise idle server, divided by the frames.
+    """
+
+    evaluations: float
+    counted_by: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a story: the folder of its pictures and its cost, or why the server refused it."""
+
+    asked: BenchmarkStory
+    folder: Path | None = None
+    cost: Cost | None = None
+    refused: str = ""
+
+    def load(self) -> MadeStory | None:
+        """The story with its pictures, for those who score it; None where it was refused."""
+        if self.folder is None:
+            return None
+        result = StoryResult.load(self.folder)
+        pictures = tuple(np.asarray(frame.convert("RGB")) for frame in result.frames)
+        files = tuple(sorted(self.folder.glob("frame-*.png")))
+        return MadeStory(self.asked, result.prompts, pictures, files)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Results by method and story: `folder/METHOD/STORY/`, as `StoryResult.save` writes them, and `benchmark.json`.
+
+    Attributes:
+        model: what tells this model from others; what another one made is not taken for it.
+    """
+
+    folder: Path
+    model: str
+
+    def place(self, method: str, story: BenchmarkStory) -> Path:
+        """The folder of a story's pictures."""
+        return self.folder / method.replace(":", "-") / story.name
+
+    def get(self, method: str, asked: BenchmarkStory, story: Story) -> Outcome | None:
+        """The result that is there, complete, of exactly this request; or None."""
+        place = self.place(method, asked)
+        try:
+            record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+            StoryResult.load(place)
+        except (OSError, ValueError, StoryFileError):
+            return None
+        return Outcome(asked, place, Cost(**record["cost"])) if record["request"] == self.key(story) else None
+
+    def put(self, method: str, asked: BenchmarkStory, story: Story, result: StoryResult, cost: Cost) -> Outcome:
+        """Keeps a result. The record is written last: where it is, everything is."""
+        place = self.place(method, asked)
+        (place / RECORD).unlink(missing_ok=True)
+        result.save(place)
+        partial = place / f"{RECORD}.partial"
+        partial.write_text(json.dumps({"request": self.key(story), "cost": asdict(cost)}, indent=2) + "\n")
+        os.replace(partial, place / RECORD)
+        return Outcome(asked, place, cost)
+
+    def key(self, story: Story) -> str:
+        """Says in 32 letters what is asked of which model."""
+        cast = {name: one.references for name, one in story.characters.items()}
+        pictures = [reference.picture for references in cast.values() for reference in references]
+        told = story.model_dump(mode="json", exclude={"characters": {"__all__": {"references"}}})
+        told["references"] = [hashlib.sha256(picture).hexdigest() for picture in pictures]
+        text = json.dumps([self.model, told], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes stories by a server that has nothing else to do.
+
+    Attributes:
+        settings: what all methods share, as `Story.with_settings` takes it.
+        seed: of the noise, which is the same in all methods.
+        metrics: of the server; None where they are out of reach.
+    """
+
+    client: Client
+    shelf: Shelf
+    settings: dict[str, Any]
+    seed: int = 0
+    metrics: Scrape | None = None
+
+    def make(self, name: str, method: Method, asked: BenchmarkStory, on_made: Callable[[], None]) -> Outcome:
+        """The story by a method: from the shelf if it is there, else made; `on_made` is told of the latter."""
+        story = self._request(method, asked)
+        kept = self.shelf.get(name, asked, story)
+        if kept is not None:
+            return kept
+        before = self._rows()
+        try:
+            result = self._generate(story)
+        except InvalidStory as error:
+            return Outcome(asked, refused=str(error))
+        on_made()
+        return self.shelf.put(name, asked, story, result, self._cost(result, before))
+
+    def _request(self, method: Method, asked: BenchmarkStory) -> Story:
+        digest = hashlib.sha256(asked.name.encode()).digest()
+        seed = frame_seed(self.seed, int.from_bytes(digest[:4], "big"))
+        settings = {"preview_interval": 0, **self.settings, "seed": seed}
+        return asked.asked(references=method.references).with_settings(**settings).with_settings(**method.settings)
+
+    def _generate(self, story: Story) -> StoryResult:
+        """Makes a story; one that a killed run began on a server that goes on is joined, not made twice."""
+        try:
+            return self.client.generate(story, request_id=self.shelf.key(story), on_disconnect=OnDisconnect.FINISH)
+        except (StoryFailed, StoryCancelled):
+            # Perhaps that of an earlier run, which the id stands for as long as the server remembers it.
+            return self.client.generate(story, on_disconnect=OnDisconnect.FINISH)
+
+    def _rows(self) -> float | None:
+        return None if self.metrics is None else self.metrics.read().total("storyloom_batch_rows_sum")
+
+    def _cost(self, result: StoryResult, before: float | None) -> Cost:
+        frames, timings = len(result.pictures), result.timings
+        seconds = (timings.encode + timings.denoise + timings.decode) / frames
+        after = self._rows()
+        if before is None or after is None:
+            return Cost(evaluations(result.settings), "settings", seconds)
+        return Cost((after - before) / frames, "server", seconds)

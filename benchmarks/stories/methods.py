@@ -1,0 +1,76 @@
+"""The methods that are compared: what each sets in a request. A new one is a line of `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storyloom import Settings
+
+ADAPTER, IDENTITY_ADAPTER = "adapter:", "identity:"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make stories.
+
+    Attributes:
+        about: a few words for the report.
+        settings: changes of the request's settings, as `Story.with_settings` takes them.
+        references: the characters' reference pictures are sent, where they have some.
+    """
+
+    about: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    references: bool = False
+
+
+def _shared(adapter: str) -> dict[str, Any]:
+    return {"consistency": {"enabled": True, "adapter": adapter}, "identity_adapter": "none"}
+
+
+METHODS: dict[str, Method] = {
+    "default": Method("all as the model package has it"),
+    "none": Method("every frame on its own", {"consistency": {"enabled": False, "adapter": "none"}}),
+    "amsa": Method("auto-mask self-attention", _shared("amsa")),
+    "amsa-mask": Method("auto-mask self-attention, trained with the mask loss", _shared("amsa-mask")),
+    "storynizor": Method(
+        "auto-mask self-attention and references by the ID-Injector",
+        {"consistency": {"enabled": True, "adapter": "amsa-mask"}, "identity_adapter": "storynizor"},
+        references=True,
+    ),
+}
+"""Method name -> what to set."""
+
+
+def method(name: str) -> Method:
+    """The method of a name: one of `METHODS`, `adapter:NAME` for any adapter of the served model, or `identity:NAME`
+    for any of its identity adapters, which is sent references.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith(ADAPTER):
+        adapter = name.removeprefix(ADAPTER)
+        return Method(f"the adapter {adapter}", _shared(adapter))
+    if name.startswith(IDENTITY_ADAPTER):
+        adapter = name.removeprefix(IDENTITY_ADAPTER)
+        return Method(f"references by {adapter}", {"identity_adapter": adapter}, references=True)
+    raise ValueError(
+        f"there is no method {name!r}; choose from {', '.join(METHODS)}, {ADAPTER}NAME and {IDENTITY_ADAPTER}NAME"
+    )
+
+
+def evaluations(settings: Settings) -> float:
+    """UNet evaluations of one frame as its settings tell: a row a step for each guidance branch.
+
+    What a method does beside that (a second pass, the anchors of later windows) only the server knows.
+
+    Args:
+        settings: with every default filled in.
+    """
+    branches = 1 if settings.guidance_scale == 1 else 2
+    return float((settings.steps or 0) * branches)
