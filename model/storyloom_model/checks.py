@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from storyloom_model.controlnets.checks import check_controls
 from storyloom_model.jobs import Identity, JobError, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.solvers import SOLVERS
@@ -23,6 +24,7 @@ class Abilities:
     runtime: str
     identity_adapters: Collection[str]
     loras: Collection[str]
+    controlnets: Collection[str] = ()
 
 
 def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
@@ -54,6 +56,10 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
     if job.identities:
         _check_identity_adapter(job, can)
         _check_identities(job, manifest)
+    for name in dict.fromkeys(frame.control.controlnet for frame in job.frames if frame.control is not None):
+        if name not in can.controlnets:
+            raise JobError(_unknown("ControlNet", name, can, can.controlnets, manifest.controlnets))
+    check_controls(job, manifest)
 
 
 def _check_anchors(job: StoryJob, manifest: Manifest, expected: int) -> None:
