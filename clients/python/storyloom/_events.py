@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from storyloom._poses import ControlKind
 from storyloom._references import Keep
 from storyloom._story import Settings, Solver
 
@@ -164,6 +165,8 @@ class ModelInfo:
     :ivar adapters: names accepted in `Consistency.adapter`.
     :ivar identity_adapters: names accepted in `Settings.identity_adapter`, beside ``"none"``, and what each can take
         over from references. Empty: the model takes no references.
+    :ivar controlnets: names accepted in `Pose.controlnet`, the one that an empty name means first, and what each is
+        shown; None for a kind that this version does not know. Empty: the model takes no poses.
     """
 
     name: str
@@ -175,6 +178,7 @@ class ModelInfo:
     solvers: tuple[Solver, ...]
     adapters: tuple[str, ...]
     identity_adapters: Mapping[str, tuple[Keep, ...]] = field(default_factory=dict)
+    controlnets: Mapping[str, ControlKind | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,8 @@ def check_controlnet(name: str, net: Any, unet: Any, factor: int, tokens: int | 
         raise PackageError(f"ControlNet {name} takes more than a text and a picture, which is not supported")
     if tokens not in (None, net.config.cross_attention_dim):
         raise PackageError(
-            f"ControlNet {name} reads tokens of width {net.config.cross_attention_dim}, its identity adapter makes some "
-            f"of {tokens}; take those that were made for each other"
+            f"ControlNet {name} reads tokens of width {net.config.cross_attention_dim}, its identity adapter makes "
+            f"some of {tokens}; take those that were made for each other"
         )
     embedding = net.controlnet_cond_embedding
     shrinks = 2 ** (len(embedding.blocks) // 2)

@@ -24,7 +24,7 @@ FindFaces = Callable[[Pixels], Sequence[Landmarks]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoryControl:
-    """Frames of a story that a ControlNet acts in, n of them, in each of B guidance branches. Anchors are never of them.
+    """n frames of a story that a ControlNet acts in, in each of B guidance branches. Anchors are never of them.
 
     ``frames`` are their places. ``embedding`` [n, C, h, w] is what the ControlNet makes of their pictures, ``scale``
     how much it counts in each. ``tokens`` [B * n, T, D] are what it reads in place of the text, branch by branch; None:

@@ -48,7 +48,7 @@ def print_table(table: Table) -> None:
 
 def models_table(served: Iterable[ModelInfo]) -> Table:
     """Returns a line for each model."""
-    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity")
+    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity", "poses")
     for model in served:
         limits = model.limits
         table.add_row(
@@ -60,6 +60,7 @@ def models_table(served: Iterable[ModelInfo]) -> Table:
             ", ".join(model.solvers),
             ", ".join(model.adapters),
             ", ".join(model.identity_adapters),
+            ", ".join(model.controlnets),
         )
     return table
 
