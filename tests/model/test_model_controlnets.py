@@ -240,7 +240,7 @@ jobs = st.builds(
 )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(batch=st.lists(st.tuples(jobs, st.integers(0, 2)), min_size=2, max_size=3))
 def test_stories_with_poses_join_and_leave(control_denoiser: Denoiser, batch: list[tuple[StoryJob, int]]) -> None:
     states = run_batch(control_denoiser, [job for job, _ in batch], [join for _, join in batch])
@@ -248,7 +248,7 @@ def test_stories_with_poses_join_and_leave(control_denoiser: Denoiser, batch: li
         assert torch.equal(state.latents, finish(control_denoiser, job).latents)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(batch=st.lists(jobs, min_size=1, max_size=3))
 @torch.inference_mode()
 def test_whatever_is_in_the_padding_rows_are_the_same(control_denoiser: Denoiser, batch: list[StoryJob]) -> None:
@@ -393,8 +393,11 @@ def test_a_manifest_that_makes_no_sense_is_refused(control_package: Path, part: 
 
 
 def test_a_drawing_holds_all_faces() -> None:
-    both = draw_faces([LANDMARKS, LANDMARKS + 15], SIZE, SIZE)
-    for one in (LANDMARKS, LANDMARKS + 15):
-        x, y = one[4].astype(int)
-        assert tuple(both[y, x]) == (255, 0, 255)
+    first, last = LANDMARKS * 0.3, LANDMARKS + 20
+    both = draw_faces([first, last], SIZE, SIZE)
+    alone = draw_faces([last], SIZE, SIZE)
+    covered = alone.any(-1)
+    assert np.array_equal(both[covered], alone[covered])
+    assert np.array_equal(both[~covered], draw_faces([first], SIZE, SIZE)[~covered])
+    assert both[~covered].any()
     assert np.array_equal(draw_faces([], 8, 16), np.zeros((16, 8, 3), np.uint8))

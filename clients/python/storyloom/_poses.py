@@ -18,8 +18,8 @@ class ControlKind(enum.StrEnum):
 
 
 class Pose(BaseModel):
-    """A picture that a frame is to follow: a path, the contents of a file, or a Pillow image. It stands for itself where
-    nothing else is said: ``Frame(prompt="{mia} waves", pose="waving.png")``.
+    """A picture that a frame is to follow: a path, the contents of a file, or a Pillow image. It stands for itself
+    where nothing else is said: ``Frame(prompt="{mia} waves", pose="waving.png")``.
 
     :ivar picture: contents of a PNG, JPEG or WebP file; empty in what a server tells of a story. It is scaled to the
         frame's size, and its proportions are not kept.
