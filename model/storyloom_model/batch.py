@@ -11,6 +11,8 @@ from torch import Tensor
 
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import AttentionPass
+from storyloom_model.controlnets.batch import collate_controls, control_residuals, is_of_controlled_rows
+from storyloom_model.controlnets.nets import ControlNet
 from storyloom_model.identity.streams import IdentityStreams, join_streams
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.methods.rows import sharing_inputs, with_plain_rows
@@ -23,7 +25,7 @@ UNetCall: TypeAlias = Callable[[Tensors], Tensors]
 _ADDED = ("text_embeds", "time_ids")
 """What diffusers calls the conditions beside the text."""
 _PER_SOURCE = ("attention.sources", "attention.previous_maps")
-"""Inputs that have a row for each source row; all others have one for each row."""
+"""Inputs that have a row for each source row; all others but those of ControlNets have one for each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Capacity:
     """What a call is padded to, so that calls of different stories have the same shapes.
 
     ``identity_tokens`` and ``streams`` are those of a row; they count only where some story has identities.
+    ``controlled_rows`` are those that go through each ControlNet of the call.
     """
 
     rows: int
     cast: int
     identity_tokens: int = 0
     streams: int = 0
+    controlled_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,17 @@ def predict(call: UNetCall, states: Sequence[StoryState], capacity: Capacity | N
     return [Prediction(_guide(state, own), new) for state, own, new in zip(states, values, maps, strict=True)]
 
 
-def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
+def unet_pass(
+    unet: Any, rule: ForegroundRule, inputs: Tensors, *, controlnets: Mapping[str, ControlNet] | None = None
+) -> Tensors:
     """The UNet on what ``collate`` made: tensors in, tensors out, and nothing read on the host between.
 
     Args:
         unet: with ``install_story_attention``.
         rule: how maps become masks.
-        inputs: of R rows; those whose names begin with "attention.", "identity." or "method.", and "unseen", are there
-            if any story needs them, those with "added." if the UNet takes them.
+        inputs: of R rows; those whose names begin with "attention.", "identity.", "method." or "control/", and
+            "unseen", are there if any story needs them, those with "added." if the UNet takes them.
+        controlnets: by name.
 
     Returns:
         "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
@@ -95,13 +102,15 @@ def unet_pass(unet: Any, rule: ForegroundRule, inputs: Tensors) -> Tensors:
             identity=_streams(inputs),
             sharing=Sharing.of(inputs),
         )
+    added = {name: inputs[f"added.{name}"] for name in _ADDED if f"added.{name}" in inputs} or None
     values: Tensor = unet(
         latents,
         inputs["times"],
         encoder_hidden_states=inputs["text"],
         cross_attention_kwargs=options,
-        added_cond_kwargs={name: inputs[f"added.{name}"] for name in _ADDED if f"added.{name}" in inputs} or None,
+        added_cond_kwargs=added,
         return_dict=False,
+        **control_residuals(controlnets or {}, inputs, added),
     )[0]
     return {"values": values} | ({"maps": options["story"].average_maps()} if "story" in options else {})
 
@@ -127,18 +136,24 @@ def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
     if any(state.identity is not None for state in states):
         inputs |= _identity(states)
     inputs |= sharing_inputs(states, [state.plan for state in states])
-    return with_plain_rows(inputs, states, _PER_SOURCE)
+    inputs |= collate_controls(states)
+    return with_plain_rows(inputs, states, [name for name in inputs if _has_other_rows(name)])
 
 
 def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     """Grows what ``collate`` made to a capacity. The rows added are groups of their own and show nothing.
 
-    Shapes then depend only on the capacity, on whether any story has attention across frames, and on whether any has
-    identities: there are as many source rows as rows, and maps of a step before even where there was none, which are 0.
+    Shapes then depend only on the capacity, on whether any story has attention across frames, on whether any has
+    identities, and on which ControlNets act: there are as many source rows as rows, and maps of a step before even
+    where there was none, which are 0. What a ControlNet says of rows that are added to its call is not looked at.
     """
     latents = inputs["latents"]
-    rows, missing = len(latents), capacity.rows - len(latents)
-    grown = {name: _grow(value, len(value) + missing) for name, value in inputs.items() if name not in _PER_SOURCE}
+    rows, controlled = len(latents), capacity.controlled_rows
+    grown = {
+        name: _grow(value, max(len(value), controlled) if is_of_controlled_rows(name) else capacity.rows)
+        for name, value in inputs.items()
+        if name not in _PER_SOURCE
+    }
     if "attention.bounds" not in inputs:
         return grown
     sources = inputs.get("attention.sources", torch.arange(rows, device=latents.device))
@@ -152,6 +167,11 @@ def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     grown["attention.previous_maps"] = _wider(_grow(maps, capacity.rows), capacity.cast)
     streams = _streams(grown)
     return grown if streams is None else grown | _flat(streams.padded(capacity.identity_tokens, capacity.streams))
+
+
+def _has_other_rows(name: str) -> bool:
+    """Whether an input has an entry for each of other rows than those of the call."""
+    return name in _PER_SOURCE or is_of_controlled_rows(name)
 
 
 def _added(states: Sequence[StoryState]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
+from storyloom_model.controlnets.checks import check_controls
 from storyloom_model.jobs import Identity, JobError, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.methods.names import METHODS, MethodName
@@ -26,6 +27,7 @@ class Abilities:
     identity_adapters: Collection[str]
     loras: Collection[str]
     methods: Collection[str]
+    controlnets: Collection[str] = ()
 
 
 def method_name(job: StoryJob, manifest: Manifest) -> MethodName:
@@ -63,6 +65,10 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
     if job.identities:
         _check_identity_adapter(job, can)
         _check_identities(job, manifest)
+    for name in dict.fromkeys(frame.control.controlnet for frame in job.frames if frame.control is not None):
+        if name not in can.controlnets:
+            raise JobError(_unknown("ControlNet", name, can, can.controlnets, manifest.controlnets))
+    check_controls(job, manifest)
 
 
 def _check_method(name: str, can: Abilities) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
+from storyloom_model.controlnets.loading import load_controlnet
 from storyloom_model.manifest import Manifest
 from storyloom_model.package import ModelPackage, components_in, write_manifest
 
@@ -23,7 +24,7 @@ from storyloom_model.package import ModelPackage, components_in, write_manifest
 class Components:
     """The modules of a package. ``scheduler`` holds the noise schedule; each story builds its own solver from it.
 
-    Those of the form of SDXL have a second text encoder with its tokenizer.
+    Those of the form of SDXL have a second text encoder with its tokenizer. ``controlnets`` are by name.
     """
 
     unet: Any
@@ -33,6 +34,7 @@ class Components:
     scheduler: Any
     text_encoder_2: Any = None
     tokenizer_2: Any = None
+    controlnets: dict[str, Any] = field(default_factory=dict)
 
 
 def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
@@ -61,6 +63,10 @@ def load_components(package: ModelPackage, device: str = "cpu", dtype: torch.dty
             scheduler=schedulers.from_pretrained(package.folder / "scheduler", local_files_only=True),
             text_encoder_2=load(CLIPTextModelWithProjection, "text_encoder_2", "dtype") if paired else None,
             tokenizer_2=package.load_tokenizer("tokenizer_2") if paired else None,
+            controlnets={
+                name: load_controlnet(package.folder / one.folder, dtype).to(device)
+                for name, one in package.manifest.controlnets.items()
+            },
         )
 
 
@@ -93,13 +99,17 @@ def save_package(
         dtype: storage type of the weights; None keeps what they have.
 
     Raises:
-        ValueError: the adapters are not the manifest's.
+        ValueError: the adapters or ControlNets are not the manifest's.
     """
     if set(adapters) != set(manifest.adapters):
         raise ValueError(f"the manifest lists adapters {sorted(manifest.adapters)}, weights are for {sorted(adapters)}")
+    if set(components.controlnets) != set(manifest.controlnets):
+        listed, given = sorted(manifest.controlnets), sorted(components.controlnets)
+        raise ValueError(f"the manifest lists controlnets {listed}, modules are {given}")
     second = ("text_encoder_2",) if components.text_encoder_2 is not None else ()
-    for part in ("unet", "vae", "text_encoder", *second):
-        module = getattr(components, part)
+    modules = {part: getattr(components, part) for part in ("unet", "vae", "text_encoder", *second)}
+    modules |= {manifest.controlnets[name].folder: module for name, module in components.controlnets.items()}
+    for part, module in modules.items():
         (module if dtype is None else module.to(dtype)).save_pretrained(folder / part, safe_serialization=True)
         _forget_origin(folder / part / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")

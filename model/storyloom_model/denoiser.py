@@ -21,6 +21,10 @@ from storyloom_model.checkpoint import pack, unpack
 from storyloom_model.checks import Abilities, check_job, method_name
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
+from storyloom_model.controlnets.batch import controlled_rows
+from storyloom_model.controlnets.loading import check_controlnet
+from storyloom_model.controlnets.nets import ControlNet
+from storyloom_model.controlnets.story import StoryControl, story_controls
 from storyloom_model.decoder import Decoder
 from storyloom_model.encoder import TextEncoder
 from storyloom_model.execution import ExecutionOptions
@@ -104,13 +108,18 @@ class Denoiser:
         self._options = options
         self._identity_adapters = self._load_identity_adapters(package)
         loras = self._load_loras(package)
+        self._controlnets = {
+            name: ControlNet(name, net, self.manifest.controlnets[name]) for name, net in components.controlnets.items()
+        }
         self._runner = Runner(lambda variant: self._call_of(self._variants.unet(variant)), options)
         changes = {name: adapter.low_rank for name, adapter in self._identity_adapters.items() if adapter.low_rank}
         self._variants = Variants(
             self._unets, changes, loras, options.max_variants, self._runner.forget, self._with_weights
         )
         adapters = tuple(self._identity_adapters)
-        self._abilities = Abilities(self.manifest, self.runtime, adapters, tuple(loras), self.methods)
+        self._abilities = Abilities(
+            self.manifest, self.runtime, adapters, tuple(loras), self.methods, tuple(self._controlnets)
+        )
         self._text_encoder = TextEncoder(
             components.tokenizer,
             components.text_encoder,
@@ -118,6 +127,10 @@ class Denoiser:
         )
         self._decoder = Decoder(components.vae)
         self._check_package(components.tokenizer.model_max_length)
+        for name, net in components.controlnets.items():
+            reads = self._identity_adapters.get(self.manifest.controlnets[name].adapter)
+            tokens = None if reads is None else reads.layers[0].to_k.shape[1]
+            check_controlnet(name, net, self._unet, self._decoder.factor, tokens)
         self._package = package
 
     @classmethod
@@ -197,6 +210,7 @@ class Denoiser:
             method=REGISTRY[name],
             layers=self._layers,
             identity=self._identity(job),
+            controls=self._controls(job),
             pooled_text=text.pooled,
             unseen_text=text.unseen,
         )
@@ -334,7 +348,7 @@ class Denoiser:
             ValueError: the UNet is not of a form that AMSA is defined for.
         """
         self._layers = install_story_attention(components.unet)
-        for module in (components.unet, components.vae):
+        for module in (components.unet, components.vae, *components.controlnets.values()):
             if self.device.type == "cuda":
                 fuse_group_norms(module)
             if options.channels_last:
@@ -350,7 +364,7 @@ class Denoiser:
 
     def _call_of(self, unet: Any) -> UNetCall:
         """How a UNet takes what ``collate`` makes."""
-        return partial(unet_pass, unet, self._rule)
+        return partial(unet_pass, unet, self._rule, controlnets=self._controlnets)
 
     def _text_keys_values(self, variant: Variant, text: Tensor) -> TextKeysValues:
         """What is made of a story's text once, for all its steps."""
@@ -391,6 +405,19 @@ class Denoiser:
             )
         return streams
 
+    def _controls(self, job: StoryJob) -> tuple[StoryControl, ...]:
+        """What ControlNets make of the frames' pictures once, for all steps."""
+
+        def find_faces(picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+            if self.reference_encoder is None:
+                raise JobError(f"{self.manifest.name} has no encoders to find faces in poses with; leave the poses out")
+            return [face.landmarks for face in self.reference_encoder.faces.faces(picture)]
+
+        try:
+            return story_controls(job, self._controlnets, self._identity_adapters, find_faces)
+        except FeaturesError as error:
+            raise JobError(str(error)) from error
+
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""
         bucket = self._options.bucket(sum(state.step_rows for state in states)) if self._one_call else None
@@ -410,12 +437,13 @@ class Denoiser:
 
     def _capacity(self, rows: int, states: Sequence[StoryState]) -> Capacity:
         """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it."""
-        limits = self.manifest.limits
+        limits, controlled = self.manifest.limits, controlled_rows(states)
         return Capacity(
             rows,
             cast=max(limits.max_characters, *(state.token_mask.shape[1] for state in states)),
             identity_tokens=limits.max_identity_tokens,
             streams=limits.max_characters,
+            controlled_rows=self._options.bucket(controlled) or controlled,
         )
 
     def _fingerprint(self, job: StoryJob) -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storyloom_model.jobs import StoryJob
+from storyloom_model.jobs import Control, StoryJob
 from storyloom_model.package import MANIFEST_FILE, ModelPackage, components_in
 from storyloom_model.prompts import ComposedPrompt
 
@@ -26,7 +26,7 @@ def package_fingerprint(package: ModelPackage) -> str:
     """
     folder = package.folder
     files = [folder / MANIFEST_FILE, *(folder / file for file in package.weights_files)]
-    for part in components_in(folder):
+    for part in (*components_in(folder), *(one.folder for one in package.manifest.controlnets.values())):
         files += sorted(file for file in (folder / part).rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
@@ -43,12 +43,17 @@ def job_fingerprint(job: StoryJob) -> str:
         for one in job.identities
     ]
     content = [
-        [[_prompt(frame.prompt), frame.seed] for frame in job.frames],
+        [[_prompt(frame.prompt), frame.seed, *_control(frame.control)] for frame in job.frames],
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
         [job.adapter, job.loras, job.cross_frame, job.method, anchors],
         [identities, job.identity_adapter if job.identities else None],
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _control(control: Control | None) -> list[Any]:
+    """Nothing without one, so that jobs which have none keep the names that they had before there were any."""
+    return [] if control is None else [control.controlnet, _digest(control.picture), control.scale]
 
 
 def _prompt(prompt: ComposedPrompt) -> list[Any]:

@@ -10,11 +10,26 @@ class JobError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What a ControlNet of the model package is shown of one frame, and how much that counts.
+
+    ``picture`` is an image file. It is scaled to the frame's size, and its proportions are not kept. One of kind "pose"
+    takes it as it is; one of kind "identitynet" looks for the faces in it, and the frame's go where they are. ``scale``
+    multiplies that of the manifest.
+    """
+
+    controlnet: str
+    picture: bytes
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class FrameJob:
-    """One picture: its full prompt, and the seed (0 to 2**64 - 1) that alone decides its initial noise."""
+    """One picture: its full prompt, the seed (0 to 2**64 - 1) that alone decides its initial noise, and its pose."""
 
     prompt: ComposedPrompt
     seed: int
+    control: Control | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ Keep = Literal["face", "hair", "clothes", "body"]
 """What can be taken over from references of a character."""
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
+ControlKind = Literal["pose", "identitynet"]
+"""What a ControlNet is shown: a picture of the pose as it is, or a drawing of a face, beside the face's tokens."""
 
 
 def _inside(path: str) -> str:
@@ -116,6 +118,25 @@ class IdentityAdapterFile(_Part):
     keeps: tuple[Keep, ...] = Field(default=KEEPS, min_length=1)
 
 
+class ControlNetFolder(_Part):
+    """A ControlNet in diffusers' form. ``scale`` multiplies what it adds to the UNet.
+
+    One of kind identitynet reads the tokens of ``adapter``, an identity adapter, in place of the text.
+    """
+
+    folder: PackagePath
+    kind: ControlKind = "pose"
+    scale: float = Field(default=1.0, ge=0, le=4)
+    adapter: str = NO_ADAPTER
+
+    @model_validator(mode="after")
+    def _adapter_fits_kind(self) -> Self:
+        if (self.adapter == NO_ADAPTER) != (self.kind == "pose"):
+            need = "takes no adapter; remove it" if self.kind == "pose" else "needs the adapter whose tokens it reads"
+            raise ValueError(f"a ControlNet of kind {self.kind} {need}")
+        return self
+
+
 class Manifest(_Part):
     """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels.
 
@@ -137,6 +158,7 @@ class Manifest(_Part):
     loras: dict[Named, WeightsFile] = Field(default_factory=dict)
     encoders: Encoders | None = None
     identity_adapters: dict[Named, IdentityAdapterFile] = Field(default_factory=dict)
+    controlnets: dict[Named, ControlNetFolder] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _windows_have_room(self) -> Self:
@@ -155,6 +177,16 @@ class Manifest(_Part):
         if self.adapter_key(self.defaults.identity_adapter) not in (None, *self.identity_adapters):
             name = self.defaults.identity_adapter
             raise ValueError(f"defaults: identity_adapter {name} is not listed under identity_adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _controlnets_read_what_is_there(self) -> Self:
+        readers = [(name, one.adapter) for name, one in self.controlnets.items() if one.kind == "identitynet"]
+        for name, adapter in readers:
+            if adapter not in self.identity_adapters:
+                raise ValueError(f"controlnets: {name} reads {adapter}, which is not listed under identity_adapters")
+        if len({adapter for _, adapter in readers}) < len(readers):
+            raise ValueError("controlnets: two of kind identitynet read the same adapter; keep one")
         return self
 
     @staticmethod

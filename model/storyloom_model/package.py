@@ -51,6 +51,8 @@ class ModelPackage:
         files += map(Path, package.weights_files)
         missing = [str(file) for file in files if not (folder / file).is_file()]
         missing += [str(path) for path in package.encoder_paths if not (folder / path).exists()]
+        controlnets = (Path(one.folder, "config.json") for one in package.manifest.controlnets.values())
+        missing += [str(file) for file in controlnets if not (folder / file).is_file()]
         if missing:
             raise PackageError(
                 f"{folder} lacks {', '.join(missing)}; copy the complete package, or fix {MANIFEST_FILE}"

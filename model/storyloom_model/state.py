@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from storyloom_model.attention import Place, TextKeysValues
+from storyloom_model.controlnets.story import StoryControl
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import StoryJob
 from storyloom_model.methods.method import Method, StepPlan
@@ -39,6 +40,7 @@ class StoryState:
     prompt's rows first if the story is guided; ``text_keys_values`` is what the layers of its UNet make of it.
     ``token_mask`` is bool [G, K, T]. ``anchors`` are the anchors' final latents and ``anchor_noise`` is what they are
     seen under, [A, C, h, w] float32 both. ``identity`` are the streams of all rows; None: nobody has references.
+    ``controls`` are what ControlNets make of its frames' pictures.
     ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None. ``unseen_text`` is bool [rows, T], True for
     tokens that a row leaves out; None: none. ``method`` is the story method, ``kept`` what it keeps from step to step,
     and ``layers`` where the UNet's self-attention layers are.
@@ -58,6 +60,7 @@ class StoryState:
     method: Method
     layers: tuple[Place, ...]
     identity: IdentityStreams | None = None
+    controls: tuple[StoryControl, ...] = ()
     pooled_text: Tensor | None = None
     unseen_text: Tensor | None = None
     previous_maps: Tensor | None = None
@@ -86,12 +89,17 @@ class StoryState:
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
         optional = sum(one.nbytes for one in (self.previous_maps, self.identity, self.pooled_text) if one is not None)
-        return optional + sum(value.nbytes for value in kept)
+        return optional + sum(value.nbytes for value in kept) + sum(control.nbytes for control in self.controls)
 
     @property
     def rows(self) -> int:
         """Rows of a batch step: frames and anchors, times guidance branches."""
         return self.job.rows
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches."""
+        return 2 if self.job.guided else 1
 
     @property
     def crosses_frames(self) -> bool:

@@ -28,6 +28,10 @@ PARTS = {
     "body": story_pb2.IDENTITY_PART_BODY,
 }
 
+CONTROL_KINDS = {
+    "pose": story_pb2.CONTROL_KIND_POSE,
+    "identitynet": story_pb2.CONTROL_KIND_IDENTITYNET,
+}
 
 # As in the manifest; it keeps a name from a request inside the model folders.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -93,6 +97,19 @@ class ServedModel:
         """The identity adapter of stories that name none."""
         return self.manifest.defaults.identity_adapter or NO_ADAPTER
 
+    @property
+    def controlnets(self) -> Mapping[str, str]:
+        """ControlNets that a pose may name, the one of poses that name none first, and their kinds."""
+        return {name: controlnet.kind for name, controlnet in self.manifest.controlnets.items()}
+
+    def size_of(self, settings: story_pb2.Settings) -> tuple[int, int]:
+        """Width and height that settings ask for, be they served or not."""
+        defaults = self.manifest.defaults
+        return (
+            settings.width if settings.HasField("width") else defaults.width,
+            settings.height if settings.HasField("height") else defaults.height,
+        )
+
     def describe(self, *, is_default: bool, max_request_bytes: int) -> model_service_pb2.Model:
         """The model as clients see it. ``max_request_bytes`` is the server's."""
         defaults, limits = self.manifest.defaults, self.manifest.limits
@@ -130,6 +147,10 @@ class ServedModel:
             ],
             loras=list(self.manifest.loras),
             methods=self.methods,
+            controlnets=[
+                model_service_pb2.ControlNet(name=name, kind=CONTROL_KINDS[kind])
+                for name, kind in self.controlnets.items()
+            ],
         )
 
 

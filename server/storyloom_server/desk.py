@@ -238,6 +238,17 @@ class Desk:
             record.last_sequence = max(record.last_sequence, run.log.last_sequence)
         return record
 
+    async def parent(self, story_id: str, tenant: Tenant) -> pb.StoryRecord:
+        """A story to go on from: its record, with all that it was asked for.
+
+        Raises:
+            NotFoundError: the tenant has no such story.
+        """
+        record = await self.record(story_id, tenant)
+        request = await self._store.read(journal.request, story_id)
+        record.story.CopyFrom(story_records.read_request(request).story)
+        return record
+
     async def list(
         self, tenant: Tenant, state: StoryState | None, size: int, token: str
     ) -> tuple[Sequence[pb.StoryRecord], str]:

@@ -18,6 +18,7 @@ from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server import errors
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
+from storyloom_server.poses import Poses
 from storyloom_server.references import References, Source
 from storyloom_server.request_paths import in_extension, in_redone_frame
 from storyloom_server.safety import Safety
@@ -72,13 +73,17 @@ class OrderTaker:
         catalog: the served models.
         characters: those that were made before.
         references: checks pictures of others.
+        poses: checks pictures of poses.
         safety: looks at prompts.
     """
 
-    def __init__(self, catalog: ModelCatalog, characters: Characters, references: References, safety: Safety) -> None:
+    def __init__(
+        self, catalog: ModelCatalog, characters: Characters, references: References, poses: Poses, safety: Safety
+    ) -> None:
         self._catalog = catalog
         self._characters = characters
         self._references = references
+        self._poses = poses
         self._safety = safety
 
     async def new_story(
@@ -111,7 +116,7 @@ class OrderTaker:
         frames, characters = len(parent.story.frames), len(parent.story.characters)
         reused = frozenset(range(frames))
         try:
-            return await self._order(tenant, story, request, parent=parent, reused=reused)
+            return await self._order(tenant, story, request, parent=parent, reused=reused, known_frames=reused)
         except errors.StoryError as error:
             raise errors.relocated(error, lambda each: in_extension(each, frames, characters)) from error
 
@@ -137,8 +142,9 @@ class OrderTaker:
             story.frames[index].seed = request.seed if request.HasField("seed") else random_seed()
         reused = frozenset(range(count)) - {index}
         sent = request.HasField("frame")
+        known = reused if sent else reused | {index}
         try:
-            return await self._order(tenant, story, request, parent=parent, reused=reused)
+            return await self._order(tenant, story, request, parent=parent, reused=reused, known_frames=known)
         except errors.StoryError as error:
             raise errors.relocated(error, lambda each: in_redone_frame(each, index, sent=sent)) from error
 
@@ -151,12 +157,15 @@ class OrderTaker:
         call_seconds: float | None = None,
         parent: pb.StoryRecord | None = None,
         reused: frozenset[int] = frozenset(),
+        known_frames: frozenset[int] = frozenset(),
     ) -> Order:
+        """``known_frames`` are as the parent has them."""
         found = Findings()
         _check_request_id(found, request.request_id)
         deadline_seconds = _deadline(found, request.scheduling)
         priority = _priority(found, request.scheduling, tenant)
         complete = await self._characters.fill_in(story, tenant)
+        await self._poses.read(found, complete, set(range(len(story.frames))) - known_frames)
         plan = plan_story(complete, self._catalog)
         known = None if parent is None else len(parent.story.characters)
         sources = await self._sources(found, story, tenant, known)

@@ -37,6 +37,7 @@ from storyloom_server.operations import Operations
 from storyloom_server.options import ServerOptions
 from storyloom_server.orders import OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.poses import Poses
 from storyloom_server.references import References
 from storyloom_server.scheduler import Admission, Limits
 from storyloom_server.services.character_service import CharacterService
@@ -126,7 +127,7 @@ class StoryServer:
             options=[*operations.channel_options, *_CHANNEL_OPTIONS],
         )
         characters = Characters(store, catalog, references)
-        orders = OrderTaker(catalog, characters, references, safety)
+        orders = OrderTaker(catalog, characters, references, Poses(catalog, limits, safety), safety)
         stories = StoryService(orders, self._desk, metrics)
         models = ModelService(gate, catalog, self._engine, self._desk, round(options.max_request_mib * _MIB))
         story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)

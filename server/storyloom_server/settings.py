@@ -101,9 +101,7 @@ def _solver(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
 
 
 def _size(found: Findings, asked: pb.Settings, model: ServedModel) -> tuple[int, int]:
-    defaults = model.manifest.defaults
-    width = asked.width if asked.HasField("width") else defaults.width
-    height = asked.height if asked.HasField("height") else defaults.height
+    width, height = model.size_of(asked)
     if (width, height) not in model.manifest.sizes:
         path = f"{_PATH}.width" if asked.HasField("width") else f"{_PATH}.height"
         allowed = ", ".join(f"{w}x{h}" for w, h in model.manifest.sizes)

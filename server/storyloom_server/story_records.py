@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2
 from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.errors import StoryError
+from storyloom_server.poses import without_pictures
 from storyloom_server.store import Story, StoryState
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def public_record(
     record = pb.StoryRecord(
         story_id=story.id,
         state=_STATES[story.state],
-        story=read_request(request).story,
+        story=without_pictures(read_request(request).story),
         create_time=_timestamp(story.created_at),
         finish_time=_timestamp(story.finished_at),
         expire_time=_timestamp(_expiry(story, keep_seconds)),

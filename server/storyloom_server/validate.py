@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from storyloom.v1 import story_pb2 as pb
-from storyloom_model.jobs import FrameJob, StoryJob
+from storyloom_model.jobs import Control, FrameJob, StoryJob
 from storyloom_model.noise import frame_seed
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server.catalog import ModelCatalog, ServedModel
 from storyloom_server.identities import WantedIdentity, by_name, check_identities
+from storyloom_server.poses import check_poses
 from storyloom_server.settings import ResolvedSettings, resolve_settings
 from storyloom_server.store import StoryFeatures
 from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text
@@ -28,7 +29,7 @@ class StoryPlan:
 
     ``job`` has every frame; at most ``window_frames`` of them are made together, ``window_anchors`` finished ones
     included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan. It is
-    without the pictures of references; what these show comes with ``with_features``.
+    without the pictures of references; what these show comes with ``with_features``. Those of poses are in it.
     """
 
     model: str
@@ -90,20 +91,25 @@ def plan_story(
     composed = check_frames(found, story, cast, model)
     settings = resolve_settings(found, story.settings, model, choose_seed)
     wanted = check_identities(found, story, model, catalog, settings.identity_adapter)
+    controls = check_poses(found, story, model, catalog, composed, wanted, settings.identity_adapter)
     if found:
         return found.violations
-    return replace(_plan(story, model, settings, composed), wanted=tuple(wanted))
+    return replace(_plan(story, model, settings, composed, controls), wanted=tuple(wanted))
 
 
 def _plan(
-    story: pb.Story, model: ServedModel, settings: ResolvedSettings, composed: Sequence[ComposedPrompt]
+    story: pb.Story,
+    model: ServedModel,
+    settings: ResolvedSettings,
+    composed: Sequence[ComposedPrompt],
+    controls: Sequence[Control | None],
 ) -> StoryPlan:
     seeds = [
         frame.seed if frame.HasField("seed") else frame_seed(settings.seed, index)
         for index, frame in enumerate(story.frames)
     ]
     job = StoryJob(
-        frames=tuple(FrameJob(prompt, seed) for prompt, seed in zip(composed, seeds, strict=True)),
+        frames=tuple(FrameJob(*each) for each in zip(composed, seeds, controls, strict=True)),
         negative_prompt=story.negative_prompt,
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,

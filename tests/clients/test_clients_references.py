@@ -181,7 +181,7 @@ def test_too_large_a_request_is_told_before_it_is_sent(connect: Connect, server:
             lambda: client.create_story(large),
             lambda: client.create_character("mia", references=[noise.getvalue()] * 2),
         ):
-            with pytest.raises(InvalidRequest, match=r"has \d+\.\d MiB with its reference pictures"):
+            with pytest.raises(InvalidRequest, match=r"has \d+\.\d MiB with its pictures"):
                 call()
         assert {method for method, _ in server.calls} == {"GetModel"}
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
 
 from storyloom_model.identity.adapter import CharacterIdentity
 from storyloom_model.identity.published.adapters import read_adapter
 from storyloom_model.identity.published.forms import detect
-from storyloom_model.identity.published.instantid import FACE_LENGTH, draw_face, load_identity_net
+from storyloom_model.identity.published.instantid import FACE_LENGTH, draw_face
 from storyloom_model.identity.published.layers import attention_layers
-from storyloom_model.package import PackageError
 from tests.model.published_files import (
     adapter_shapes,
     full_size_unet,
@@ -76,14 +73,3 @@ def test_the_drawing_may_reach_over_the_edge() -> None:
     assert picture.shape == (48, 64, 3)
     assert tuple(picture[0, 0]) == (255, 0, 0)
     assert tuple(picture[20, 20]) == (255, 255, 0)
-
-
-def test_identity_net_is_a_controlnet_in_safetensors(tmp_path: Path) -> None:
-    net: Any = ControlNetModel.from_unet(published_unet())  # type: ignore[no-untyped-call]
-    net.save_pretrained(tmp_path / "good")
-    loaded = load_identity_net(tmp_path / "good")
-    assert {name: value.shape for name, value in loaded.state_dict().items()} == {
-        name: value.shape for name, value in net.state_dict().items()
-    }
-    with pytest.raises(PackageError, match="is not a diffusers ControlNet in safetensors"):
-        load_identity_net(tmp_path / "none")

@@ -41,6 +41,25 @@ def identity_package(tiny_package: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def pose_package(identity_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as one that takes poses, too, by two ControlNets."""
+    folder = tmp_path_factory.mktemp("poses") / "poses"
+    shutil.copytree(identity_package, folder)
+    file = folder / MANIFEST_FILE
+    manifest = yaml.safe_load(file.read_text())
+    manifest["name"] = "poses"
+    manifest["controlnets"] = {
+        "skeleton": {"folder": "controlnets/skeleton"},
+        "face": {"folder": "controlnets/face", "kind": "identitynet", "adapter": "storynizor"},
+    }
+    file.write_text(yaml.safe_dump(manifest))
+    for name in manifest["controlnets"]:
+        (folder / "controlnets" / name).mkdir(parents=True)
+        (folder / "controlnets" / name / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
     with postgresql() as server:
         yield server

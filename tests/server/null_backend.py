@@ -45,7 +45,9 @@ class NullState:
 
 
 class NullBackend:
-    """Each frame's picture has one colour, made of its seed, its anchors, its characters' looks and its steps."""
+    """Each frame's picture has one colour, made of its seed, its anchors, its characters' looks, its
+    pose and its steps.
+    """
 
     def __init__(self, step_seconds: float, reference_encoder: NullEncoder | None = None) -> None:
         self.reference_encoder = reference_encoder
@@ -71,7 +73,9 @@ class NullBackend:
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
         looks += zlib.crc32(repr(job.loras).encode()) if job.loras else 0
-        return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])
+        poses = [zlib.crc32(repr(frame.control).encode()) if frame.control else 0 for frame in job.frames]
+        colours = [frame.seed + lent + looks + pose for frame, pose in zip(job.frames, poses, strict=True)]
+        return NullState(job, words, colours)
 
     def step(self, states: Sequence[NullState]) -> None:
         time.sleep(self._step_seconds)

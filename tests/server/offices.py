@@ -14,6 +14,7 @@ from storyloom_server.desk import Desk
 from storyloom_server.metrics import Metrics
 from storyloom_server.orders import OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.poses import Poses
 from storyloom_server.references import References
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Admission
@@ -43,8 +44,9 @@ class Office:
         admission = Admission(max_open=100, max_open_per_tenant=100, max_rows=48)
         references = References(self.store, engine, metrics, PictureLimits(4, 16), safety)
         self.desk = Desk(workshop, self._catalog, gate, Tracing(), admission, references, keep_seconds=3600.0)
+        poses = Poses(self._catalog, PictureLimits(4, 16), safety)
         characters = Characters(self.store, self._catalog, references)
-        self._orders = OrderTaker(self._catalog, characters, references, safety)
+        self._orders = OrderTaker(self._catalog, characters, references, poses, safety)
 
     async def accept(self, prompt: str, steps: int) -> str:
         request = pb.CreateStoryRequest(story=story(prompt, steps=steps))

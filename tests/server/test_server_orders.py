@@ -18,6 +18,7 @@ from storyloom_server.errors import StoryError
 from storyloom_server.metrics import Metrics
 from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.pictures import PictureLimits
+from storyloom_server.poses import Poses
 from storyloom_server.references import References
 from storyloom_server.safety import ALLOWED, Safety, Verdict
 from storyloom_server.scheduler import Priority
@@ -66,9 +67,13 @@ def characters(store: Store, catalog: ModelCatalog, references: References) -> C
     return Characters(store, catalog, references)
 
 
+def taker(catalog: ModelCatalog, characters: Characters, references: References, safety: Safety) -> OrderTaker:
+    return OrderTaker(catalog, characters, references, Poses(catalog, PictureLimits(4, 16), safety), safety)
+
+
 @pytest.fixture(scope="module")
 def orders(catalog: ModelCatalog, characters: Characters, references: References) -> OrderTaker:
-    return OrderTaker(catalog, characters, references, Safety("off", []))
+    return taker(catalog, characters, references, Safety("off", []))
 
 
 def cast_story(*prompts: str) -> story_pb2.Story:
@@ -273,14 +278,14 @@ def test_kept_characters_are_filled_in_for_their_tenant_alone(orders: OrderTaker
 def test_refused_prompts_are_told_by_their_fields(
     catalog: ModelCatalog, characters: Characters, references: References
 ) -> None:
-    strict = OrderTaker(catalog, characters, references, Safety("block", [NoDragons()]))
+    strict = taker(catalog, characters, references, Safety("block", [NoDragons()]))
     asked = story("a dog", "a dragon")
     asked.negative_prompt = "dragons"
     with pytest.raises(StoryError) as caught:
         new(strict, pb.CreateStoryRequest(story=asked))
     assert caught.value.reason == "SAFETY_BLOCKED"
     assert paths(caught.value) == ["story.frames[1].prompt", "story.negative_prompt"]
-    parent = finished(OrderTaker(catalog, characters, references, Safety("off", [])), asked)
+    parent = finished(taker(catalog, characters, references, Safety("off", [])), asked)
     more = pb.ExtendStoryRequest(story_id="parent", frames=[{"prompt": "a dragon"}])
     with pytest.raises(StoryError) as caught:
         asyncio.run(strict.extension(TENANT, more, parent))
@@ -291,7 +296,7 @@ def test_refused_prompts_are_told_by_their_fields(
 def test_flagged_prompts_are_told_of_the_frames_that_have_them(
     catalog: ModelCatalog, characters: Characters, references: References
 ) -> None:
-    lenient = OrderTaker(catalog, characters, references, Safety("flag", [NoDragons()]))
+    lenient = taker(catalog, characters, references, Safety("flag", [NoDragons()]))
     asked = story("a dog", "a dragon")
     assert new(lenient, pb.CreateStoryRequest(story=asked)).prompt_flags == {1: "dragons:dragon"}
     asked.negative_prompt = "dragons"

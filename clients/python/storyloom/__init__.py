@@ -45,6 +45,7 @@ from storyloom._events import (
     StoryEvent,
     Timings,
 )
+from storyloom._poses import ControlKind, Pose
 from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
 from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._result import StoryResult
@@ -59,6 +60,7 @@ __all__ = [
     "Character",
     "CharacterRecord",
     "Consistency",
+    "ControlKind",
     "DeadlineRefused",
     "Done",
     "ErrorDetails",
@@ -76,6 +78,7 @@ __all__ = [
     "OnDisconnect",
     "PermissionDenied",
     "Picture",
+    "Pose",
     "Preview",
     "Priority",
     "Problem",

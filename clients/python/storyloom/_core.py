@@ -110,7 +110,7 @@ def refuse_too_large(request: Message, limit: int) -> None:
     size = request.ByteSize()
     if limit and size > limit:
         raise InvalidRequest(
-            f"the request has {size / _MIB:.1f} MiB with its reference pictures, and the server takes "
+            f"the request has {size / _MIB:.1f} MiB with its pictures, and the server takes "
             f"{limit / _MIB:.1f} (its option --max-request-mib); make the pictures smaller, or keep the characters on "
             "the server, one by one (create_character), and use them by id",
             (),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from storyloom._poses import ControlKind
 from storyloom._references import Keep
 from storyloom._story import Settings, Solver
 
@@ -166,6 +167,8 @@ class ModelInfo:
         over from references. Empty: the model takes no references.
     :ivar loras: names accepted in `Settings.loras`.
     :ivar methods: story methods accepted in `Consistency.method`.
+    :ivar controlnets: names accepted in `Pose.controlnet`, the one that an empty name means first, and what each is
+        shown; None for a kind that this version does not know. Empty: the model takes no poses.
     """
 
     name: str
@@ -179,6 +182,7 @@ class ModelInfo:
     identity_adapters: Mapping[str, tuple[Keep, ...]] = field(default_factory=dict)
     loras: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    controlnets: Mapping[str, ControlKind | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

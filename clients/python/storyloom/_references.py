@@ -34,7 +34,7 @@ class Keep(enum.StrEnum):
 def _read(value: Any, info: ValidationInfo) -> bytes:
     data = _data(value, info)
     if not data:
-        raise _fault("is empty; a story that a server tells of is without its references, so give the picture again")
+        raise _fault("is empty; a story that a server tells of is without its pictures, so give the picture again")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS):
             return data
@@ -68,7 +68,8 @@ def _fault(problem: str) -> PydanticCustomError:
     return PydanticCustomError("picture", "{problem}", {"problem": problem})
 
 
-_Picture = Annotated[bytes, BeforeValidator(_read)]
+PictureFile = Annotated[bytes, BeforeValidator(_read)]
+"""Contents of a picture's file, given as such, as a path, or as a Pillow image."""
 
 
 class Reference(BaseModel):
@@ -82,8 +83,8 @@ class Reference(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    picture: _Picture = Field(repr=False)
-    mask: _Picture | None = Field(default=None, repr=False)
+    picture: PictureFile = Field(repr=False)
+    mask: PictureFile | None = Field(default=None, repr=False)
     role: Role = Role.CHARACTER
 
     @property

@@ -23,7 +23,10 @@ from storyloom._version import __version__
 _RECORD = "story.json"
 _SHEET = "contact-sheet.png"
 # Their pictures are the caller's; the record says which they were by their digests.
-_WITHOUT_REFERENCES = {"characters": {"__all__": {"references", "keep", "identity_scale", "blend"}}}
+_WITHOUT_PICTURES = {
+    "characters": {"__all__": {"references", "keep", "identity_scale", "blend"}},
+    "frames": {"__all__": {"pose"}},
+}
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,16 @@ class StoryResult:
             "storyloom": {"client": __version__, "contract": "storyloom.v1"},
             "story_id": self.story_id,
             "model": self.settings.model,
-            "story": self.story.model_dump(mode="json", exclude_unset=True, exclude=_WITHOUT_REFERENCES),
+            "story": self.story.model_dump(mode="json", exclude_unset=True, exclude=_WITHOUT_PICTURES),
             "references": {
                 name: [sha256(reference.picture).hexdigest() for reference in character.references]
                 for name, character in self.story.characters.items()
                 if character.references
+            },
+            "poses": {
+                str(index): sha256(frame.pose.picture).hexdigest()
+                for index, frame in enumerate(self.story.frames)
+                if frame.pose is not None
             },
             "settings": self.settings.model_dump(mode="json"),
             "contact_sheet": _SHEET,

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, Valid
 from pydantic import model_validator as _model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from storyloom._poses import Pose
 from storyloom._prompts import caption, placeholders
 from storyloom._references import Blend, Keep, Reference
 
@@ -105,11 +106,14 @@ class Frame(_Model):
     :ivar prompt: what happens; ``{name}`` stands for a character of the cast, ``{{`` for a brace.
     :ivar characters: names of characters in the picture that the prompt does not write as ``{name}``.
     :ivar seed: of this frame alone; absent: derived from the story's seed.
+    :ivar pose: what the picture is to follow, for models with ControlNets: a path, the contents of a file, a Pillow
+        image, or `Pose`. In a story file paths are relative to the file.
     """
 
     prompt: _Text
     characters: tuple[str, ...] = ()
     seed: _Seed | None = None
+    pose: Pose | None = None
 
     @_model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from storyloom._errors import Problem, StoryFileError
+from storyloom._poses import Pose
 from storyloom._references import Blend, Reference
 from storyloom._story import Character, Consistency, Frame, Settings, Story, did_you_mean
 from storyloom._yaml import Document, Mark, YamlError, parse
@@ -58,8 +59,9 @@ class StoryFile:
         loras = list(self.story.settings.loras)
         if parts[:2] == ["settings", "loras"] and isinstance(parts[-2], int) and parts[-2] < len(loras):
             parts = ["settings", "loras", loras[parts[-2]]]
-        # A frame or character may be written as a plain text; then its prompt or description is the entry itself.
-        while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in ("prompt", "description"):
+        # A frame, character or pose may be written as a plain text; then its first field is the entry itself.
+        short = ("prompt", "description", "picture")
+        while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in short:
             parts.pop()
         return tuple(parts)
 
@@ -129,6 +131,8 @@ def _model_at(loc: Loc) -> type[BaseModel]:
         return Reference
     if loc[2:3] == ("blend",):
         return Blend
+    if loc[2:3] == ("pose",):
+        return Pose
     if loc[-1:] == ("consistency",):
         return Consistency
     sections: dict[str, type[BaseModel]] = {"characters": Character, "frames": Frame, "settings": Settings}

@@ -17,6 +17,7 @@ from storyloom._events import (
     StoryEvent,
     Timings,
 )
+from storyloom._poses import ControlKind, Pose
 from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
@@ -36,6 +37,10 @@ _PARTS = {
     Keep.HAIR: story_pb2.IDENTITY_PART_HAIR,
     Keep.CLOTHES: story_pb2.IDENTITY_PART_CLOTHES,
     Keep.BODY: story_pb2.IDENTITY_PART_BODY,
+}
+CONTROL_KINDS: dict[int, ControlKind] = {
+    story_pb2.CONTROL_KIND_POSE: ControlKind.POSE,
+    story_pb2.CONTROL_KIND_IDENTITYNET: ControlKind.IDENTITYNET,
 }
 PART_NAMES = {int(number): part for part, number in _PARTS.items()}
 SOLVER_NAMES = {int(number): solver for solver, number in _SOLVERS.items()}
@@ -82,7 +87,15 @@ def reference_messages(references: Iterable[Reference]) -> list[story_pb2.Refere
 
 def frame_message(frame: Frame) -> story_pb2.Frame:
     """Returns `frame` as it is sent."""
-    return story_pb2.Frame(prompt=frame.prompt, characters=frame.characters, seed=frame.seed)
+    pose = frame.pose
+    return story_pb2.Frame(
+        prompt=frame.prompt,
+        characters=frame.characters,
+        seed=frame.seed,
+        pose=None
+        if pose is None
+        else story_pb2.Pose(picture=pose.picture, strength=pose.strength, controlnet=pose.controlnet),
+    )
 
 
 def story_event(response: EventMessage) -> StoryEvent | None:
@@ -138,6 +151,7 @@ def story_from(message: story_pb2.Story) -> Story:
             prompt=frame.prompt,
             characters=tuple(frame.characters),
             seed=frame.seed if frame.HasField("seed") else None,
+            pose=_pose_from(frame.pose) if frame.HasField("pose") else None,
         )
         for frame in message.frames
     )
@@ -198,6 +212,11 @@ def _character_from(message: story_pb2.Character) -> Character:
     if identity.HasField("blend"):
         given["blend"] = Blend.model_construct(id=blend.character_id, weight=_shortest(blend.weight))
     return Character.model_construct(None, **given)
+
+
+def _pose_from(message: story_pb2.Pose) -> Pose:
+    strength = _shortest(message.strength) if message.HasField("strength") else 1.0
+    return Pose.model_construct(picture=message.picture, strength=strength, controlnet=message.controlnet)
 
 
 def _reference_from(message: story_pb2.Reference) -> Reference:

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from storyloom._events import Limits, ModelInfo
 from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
-from storyloom._wire import PART_NAMES, SOLVER_NAMES, done_from, frame_from, settings_from, story_from
+from storyloom._wire import CONTROL_KINDS, PART_NAMES, SOLVER_NAMES, done_from, frame_from, settings_from, story_from
 from storyloom.v1 import character_service_pb2, model_service_pb2
 from storyloom.v1 import story_service_pb2 as pb
 
@@ -109,6 +109,7 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
         },
         loras=tuple(model.loras),
         methods=tuple(model.methods),
+        controlnets={each.name: CONTROL_KINDS.get(each.kind) for each in model.controlnets},
     )
 
 

@@ -1,4 +1,4 @@
-"""``storyloom models add`` and ``storyloom models add-adapter``, which run ``python -m storyloom_model.adding``."""
+"""``storyloom models add``, ``add-adapter`` and ``add-controlnet``, which run ``python -m storyloom_model.adding``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from storyloom_model.adding.record import Record
+from storyloom_model.manifest import ControlKind
 from storyloom_model.package import ModelPackage, PackageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
@@ -39,6 +40,13 @@ def add(
         list[Path] | None,
         typer.Option("--adapter", metavar="FILE", help="An identity adapter or a LoRA; may be given again."),
     ] = None,
+    controlnet: Annotated[
+        list[Path] | None,
+        typer.Option("--controlnet", metavar="FOLDER", help="A ControlNet that is shown poses; may be given again."),
+    ] = None,
+    identity_net: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="InstantID's ControlNet; needs its adapter, too.")
+    ] = None,
     faces: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A pack of insightface, such as antelopev2.")
     ] = None,
@@ -57,7 +65,10 @@ def add(
     from storyloom_model.adding.package import Wish, add_model
 
     record = Record(_checksums(sha256 or ()))
-    wish = Wish(source, name, revision, config, tuple(adapter or ()), faces, image_encoder, allow_pickle)
+    wish = Wish(
+        source, name, revision, config, tuple(adapter or ()), tuple(controlnet or ()), identity_net, faces,
+        image_encoder, allow_pickle,
+    )  # fmt: skip
     try:
         _show(add_model(wish, to, record), record)
     except PackageError as error:
@@ -83,6 +94,30 @@ def add_adapter_command(
     record = Record(_checksums(sha256 or ()))
     try:
         _show(add_adapter(package, file, record, name=name, method=method, allow_pickle=allow_pickle), record)
+    except PackageError as error:
+        _fail(error)
+
+
+@app.command("add-controlnet")
+def add_controlnet_command(
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder of a model package.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A ControlNet in diffusers' form.")],
+    name: Annotated[
+        str | None, typer.Option(help="What stories call it; made of the folder's name, if not given.")
+    ] = None,
+    identity_net: Annotated[
+        bool, typer.Option("--identity-net", help="It is InstantID's, which reads what its adapter makes of a face.")
+    ] = False,
+    sha256: _Checksums = None,
+    allow_pickle: _AllowPickle = False,
+) -> None:
+    """Add a ControlNet to PACKAGE."""
+    from storyloom_model.adding.package import add_controlnet
+
+    record = Record(_checksums(sha256 or ()))
+    kind: ControlKind = "identitynet" if identity_net else "pose"
+    try:
+        _show(add_controlnet(package, folder, record, name=name, kind=kind, allow_pickle=allow_pickle), record)
     except PackageError as error:
         _fail(error)
 

@@ -51,7 +51,7 @@ def take_adapter(
     Raises:
         PackageError: the file is damaged or in no known form, or not for this package.
     """
-    name = name or _name_of(file)
+    name = name or name_of(file)
     if name in manifest.identity_adapters or name in manifest.loras:
         raise PackageError(f"the package has an adapter called {name} already; choose another name with --name")
     weights = read_weights(file, allow_pickle=allow_pickle)
@@ -120,5 +120,6 @@ def _empty_states(folder: Path, manifest: Manifest) -> Tensor | None:
     return states.clone()
 
 
-def _name_of(file: Path) -> str:
+def name_of(file: Path) -> str:
+    """What a file or folder is called in a manifest that is told no name."""
     return re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:64] or "adapter"

@@ -34,11 +34,11 @@ class _Weights:
     pickled: str
 
 
-_DIFFUSERS = _Weights("diffusion_pytorch_model", "diffusion_pytorch_model")
+DIFFUSERS = _Weights("diffusion_pytorch_model", "diffusion_pytorch_model")
 _TRANSFORMERS = _Weights("model", "pytorch_model")
 WEIGHTS = {
-    "unet": _DIFFUSERS,
-    "vae": _DIFFUSERS,
+    "unet": DIFFUSERS,
+    "vae": DIFFUSERS,
     "text_encoder": _TRANSFORMERS,
     "text_encoder_2": _TRANSFORMERS,
 }
@@ -57,8 +57,8 @@ def take_components(source: Path, target: Path, record: Record, *, allow_pickle:
     for part in components:
         take_small_files(source / part, target / part)
     for part in (part for part in WEIGHTS if part in components):
-        _take_weights(source / part, target / part, WEIGHTS[part], record, allow_pickle=allow_pickle)
-        _check_weights(part, target / part)
+        take_weights(source / part, target / part, WEIGHTS[part], record, allow_pickle=allow_pickle)
+        check_weights(target / part, empty_component(target, part))
 
 
 def take_small_files(source: Path, target: Path) -> None:
@@ -85,7 +85,12 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     save_file({key: value.contiguous().clone() for key, value in weights.items()}, file)
 
 
-def _take_weights(source: Path, target: Path, names: _Weights, record: Record, *, allow_pickle: bool) -> None:
+def take_weights(source: Path, target: Path, names: _Weights, record: Record, *, allow_pickle: bool) -> None:
+    """Links, copies or converts a component's weights.
+
+    Raises:
+        PackageError: there are none, or they are pickled without leave.
+    """
     safe = f"{names.safe}.safetensors"
     index = source / f"{safe}.index.json"
     if index.is_file() and not (source / safe).is_file():
@@ -112,8 +117,13 @@ def _take(source: Path, target: Path, record: Record) -> None:
     link_or_copy(source, target)
 
 
-def _check_weights(part: str, folder: Path) -> None:
-    expected = _shapes_of(part, folder)
+def check_weights(folder: Path, module: Any) -> None:
+    """Holds the weights in a folder against a module, which may be on the meta device.
+
+    Raises:
+        PackageError: some are missing, damaged or of another shape.
+    """
+    expected = {_present_name(key): tuple(value.shape) for key, value in module.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -132,11 +142,6 @@ def _check_weights(part: str, folder: Path) -> None:
             f"{folder}: {len(wrong)} weights do not fit the configuration, such as {key}, which is {found[key]} and "
             f"should be {expected[key]}"
         )
-
-
-def _shapes_of(part: str, folder: Path) -> Mapping[str, tuple[int, ...]]:
-    state: Mapping[str, Any] = empty_component(folder.parent, part).state_dict()
-    return {_present_name(key): tuple(value.shape) for key, value in state.items()}
 
 
 def empty_component(folder: Path, part: str) -> Any:

@@ -13,23 +13,29 @@ from tempfile import mkdtemp
 from storyloom_model.adding.adapters import take_adapter
 from storyloom_model.adding.bases import Base, base_of
 from storyloom_model.adding.components import take_components
+from storyloom_model.adding.controlnets import take_controlnet
 from storyloom_model.adding.encoders import take_encoders
 from storyloom_model.adding.record import Record
 from storyloom_model.adding.single_file import convert_single_file
 from storyloom_model.adding.sources import find_source
-from storyloom_model.manifest import Defaults, Encoders, Manifest
+from storyloom_model.manifest import ControlKind, Defaults, Encoders, Manifest
 from storyloom_model.package import ModelPackage, PackageError, write_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a package is to be made of. ``faces`` and ``image_encoder`` go together."""
+    """What a package is to be made of. ``faces`` and ``image_encoder`` go together.
+
+    ``controlnets`` are shown poses; ``identity_net`` is InstantID's.
+    """
 
     source: str
     name: str | None = None
     revision: str | None = None
     configuration: Path | None = None
     adapters: Sequence[Path] = ()
+    controlnets: Sequence[Path] = ()
+    identity_net: Path | None = None
     faces: Path | None = None
     image_encoder: Path | None = None
     allow_pickle: bool = False
@@ -81,6 +87,17 @@ def add_adapter(
     return ModelPackage.load(package)
 
 
+def add_controlnet(
+    package: Path, source: Path, record: Record, *, name: str | None, kind: ControlKind, allow_pickle: bool
+) -> ModelPackage:
+    """Adds a ControlNet to a package that exists; see ``take_controlnet``."""
+    manifest = ModelPackage.load(package).manifest
+    changed = take_controlnet(package, manifest, source, record, kind=kind, name=name, allow_pickle=allow_pickle)
+    record.check_all_seen()
+    write_manifest(package, changed)
+    return ModelPackage.load(package)
+
+
 def _fill(folder: Path, source: Path, wish: Wish, record: Record, name: str) -> Manifest:
     if source.is_file():
         record.add("model", source, "converted")
@@ -97,6 +114,11 @@ def _fill(folder: Path, source: Path, wish: Wish, record: Record, name: str) -> 
     manifest = _manifest(name, base, encoders)
     for file in wish.adapters:
         manifest = take_adapter(folder, manifest, file, record, allow_pickle=wish.allow_pickle)
+    for net in wish.controlnets:
+        manifest = take_controlnet(folder, manifest, net, record, allow_pickle=wish.allow_pickle)
+    if wish.identity_net is not None:
+        net = wish.identity_net
+        manifest = take_controlnet(folder, manifest, net, record, kind="identitynet", allow_pickle=wish.allow_pickle)
     return _with_default_adapter(manifest)
 
 

@@ -24,6 +24,19 @@ def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | 
     Raises:
         FeaturesError: features are damaged, of other encoders, or lack what the adapter needs.
     """
+    streams, kind_of_row = row_streams(job, adapter)
+    if not any(streams):
+        return None
+    packed = pack_streams(streams, job.characters, scale=adapter.scale).project(adapter.layers)
+    return packed.rows(torch.tensor(kind_of_row, device=packed.ends.device))
+
+
+def row_streams(job: StoryJob, adapter: IdentityAdapter) -> tuple[list[list[Stream]], list[int]]:
+    """The streams of each kind of row, and the kind of each row, in the order of ``story_streams``.
+
+    Raises:
+        FeaturesError: see ``story_streams``.
+    """
     identities = {one.character: character_identity(one) for one in job.identities}
     _check_encoders(identities, adapter)
     prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
@@ -32,10 +45,7 @@ def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | 
     rows = [(negative, cast) for negative in branches for cast in casts]
     kinds = list(dict.fromkeys(rows))
     streams = [_streams(adapter, negative, {name: identities[name] for name in cast}) for negative, cast in kinds]
-    if not any(streams):
-        return None
-    packed = pack_streams(streams, job.characters, scale=adapter.scale).project(adapter.layers)
-    return packed.rows(torch.tensor([kinds.index(row) for row in rows], device=packed.ends.device))
+    return streams, [kinds.index(row) for row in rows]
 
 
 def character_identity(identity: Identity) -> CharacterIdentity:

@@ -43,6 +43,8 @@ class ReferenceFeatures:
     ``face`` is the recogniser's embedding, [512] of length 1. The others are of the image encoder: ``*_states`` its
     penultimate hidden states [tokens, width], ``*_embedding`` its projected embedding [projection], once of the face
     crop (aligned by five landmarks) and once of the character crop (cut out by its mask, background white).
+    ``landmarks`` [5, 2] are where the face's eyes, nose and corners of the mouth are, in pixels, x first, in a picture
+    of ``size`` [2], width and height; features of earlier versions have neither.
     """
 
     role: Role = "character"
@@ -51,6 +53,8 @@ class ReferenceFeatures:
     face_embedding: Array | None = None
     character_states: Array | None = None
     character_embedding: Array | None = None
+    landmarks: Array | None = None
+    size: Array | None = None
 
 
 _ARRAYS = tuple(field.name for field in fields(ReferenceFeatures) if field.name != "role")

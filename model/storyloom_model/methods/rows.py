@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,21 +52,21 @@ def sharing_inputs(states: Sequence[StoryState], plans: Sequence[StepPlan | None
 
 
 def with_plain_rows(
-    inputs: Mapping[str, Tensor], states: Sequence[StoryState], per_source: Sequence[str]
+    inputs: Mapping[str, Tensor], states: Sequence[StoryState], others: Collection[str]
 ) -> dict[str, Tensor]:
     """Adds, at the end, the rows once more of stories that take queries of a plain pass, each a group of its own.
 
     Args:
         inputs: of the call, with all rows of all stories.
         states: the stories.
-        per_source: inputs that have no entry for each row.
+        others: inputs that have no entry for each row.
     """
     if PREFIX + "query_weight" not in inputs:
         return dict(inputs)
     again = _rows_of_plain_passes(states)
     rows, device = len(inputs["latents"]), inputs["latents"].device
     index, added = torch.tensor(again, device=device), torch.arange(rows, rows + len(again), device=device)
-    grown = {name: value if name in per_source else torch.cat([value, value[index]]) for name, value in inputs.items()}
+    grown = {name: value if name in others else torch.cat([value, value[index]]) for name, value in inputs.items()}
     grown["attention.sources"] = inputs.get("attention.sources", torch.arange(rows, device=device))
     grown["attention.bounds"][rows:] = torch.stack([added, added + 1], dim=1)
     grown[PREFIX + "shown"][rows:] = 0

@@ -110,7 +110,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Accepts a story that goes on from a finished one."""
 
         async def extension(tenant: Tenant) -> Order:
-            return await self._orders.extension(tenant, request, await self._desk.record(request.story_id, tenant))
+            return await self._orders.extension(tenant, request, await self._desk.parent(request.story_id, tenant))
 
         story_id = await self._place(context, extension)
         return pb.ExtendStoryResponse(story=await self._desk.record(story_id, current_tenant()))
@@ -120,7 +120,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Accepts a story that differs from a finished one in one frame."""
 
         async def redone(tenant: Tenant) -> Order:
-            return await self._orders.redone_frame(tenant, request, await self._desk.record(request.story_id, tenant))
+            return await self._orders.redone_frame(tenant, request, await self._desk.parent(request.story_id, tenant))
 
         story_id = await self._place(context, redone)
         return pb.RedoFrameResponse(story=await self._desk.record(story_id, current_tenant()))

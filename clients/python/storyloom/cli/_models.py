@@ -69,6 +69,12 @@ def add_adapter(context: typer.Context) -> None:
     _pass_on("add-adapter", context)
 
 
+@app.command("add-controlnet", add_help_option=False, context_settings=_PASSED_ON)
+def add_controlnet(context: typer.Context) -> None:
+    """Add a published ControlNet to a model package; as `add`."""
+    _pass_on("add-controlnet", context)
+
+
 def _pass_on(command: str, context: typer.Context) -> None:
     if importlib.util.find_spec("storyloom_model") is None:
         complain("the models' libraries are not installed; run: pip install 'storyloom[server]'")

@@ -48,7 +48,7 @@ def print_table(table: Table) -> None:
 
 def models_table(served: Iterable[ModelInfo]) -> Table:
     """Returns a line for each model."""
-    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity", "LoRA", "methods")
+    table = Table("model", "sizes", "defaults", "limits", "solvers", "adapters", "identity", "LoRA", "methods", "poses")
     for model in served:
         limits = model.limits
         table.add_row(
@@ -62,6 +62,7 @@ def models_table(served: Iterable[ModelInfo]) -> Table:
             ", ".join(model.identity_adapters),
             ", ".join(model.loras),
             ", ".join(model.methods),
+            ", ".join(model.controlnets),
         )
     return table
 

@@ -66,7 +66,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras", "methods")
+    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras", "methods", "controlnets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Model(_message.Message):
     IDENTITY_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -89,7 +90,16 @@ class Model(_message.Message):
     identity_adapters: _containers.RepeatedCompositeFieldContainer[IdentityAdapter]
     loras: _containers.RepeatedScalarFieldContainer[str]
     methods: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...
+    controlnets: _containers.RepeatedCompositeFieldContainer[ControlNet]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., controlnets: _Optional[_Iterable[_Union[ControlNet, _Mapping[str, object]]]] = ...) -> None: ...
+
+class ControlNet(_message.Message):
+    __slots__ = ("name", "kind")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: _story_pb2.ControlKind
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[_story_pb2.ControlKind, str]] = ...) -> None: ...
 
 class IdentityAdapter(_message.Message):
     __slots__ = ("name", "keeps")

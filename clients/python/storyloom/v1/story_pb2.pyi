@@ -21,6 +21,12 @@ class IdentityPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IDENTITY_PART_CLOTHES: _ClassVar[IdentityPart]
     IDENTITY_PART_BODY: _ClassVar[IdentityPart]
 
+class ControlKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTROL_KIND_UNSPECIFIED: _ClassVar[ControlKind]
+    CONTROL_KIND_POSE: _ClassVar[ControlKind]
+    CONTROL_KIND_IDENTITYNET: _ClassVar[ControlKind]
+
 class Solver(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SOLVER_UNSPECIFIED: _ClassVar[Solver]
@@ -35,6 +41,9 @@ IDENTITY_PART_FACE: IdentityPart
 IDENTITY_PART_HAIR: IdentityPart
 IDENTITY_PART_CLOTHES: IdentityPart
 IDENTITY_PART_BODY: IdentityPart
+CONTROL_KIND_UNSPECIFIED: ControlKind
+CONTROL_KIND_POSE: ControlKind
+CONTROL_KIND_IDENTITYNET: ControlKind
 SOLVER_UNSPECIFIED: Solver
 SOLVER_DDIM: Solver
 SOLVER_EULER: Solver
@@ -99,14 +108,26 @@ class IdentityBlend(_message.Message):
     def __init__(self, character_id: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("prompt", "characters", "seed")
+    __slots__ = ("prompt", "characters", "seed", "pose")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    POSE_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     characters: _containers.RepeatedScalarFieldContainer[str]
     seed: int
-    def __init__(self, prompt: _Optional[str] = ..., characters: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    pose: Pose
+    def __init__(self, prompt: _Optional[str] = ..., characters: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., pose: _Optional[_Union[Pose, _Mapping[str, object]]] = ...) -> None: ...
+
+class Pose(_message.Message):
+    __slots__ = ("picture", "strength", "controlnet")
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNET_FIELD_NUMBER: _ClassVar[int]
+    picture: bytes
+    strength: float
+    controlnet: str
+    def __init__(self, picture: _Optional[bytes] = ..., strength: _Optional[float] = ..., controlnet: _Optional[str] = ...) -> None: ...
 
 class Consistency(_message.Message):
     __slots__ = ("enabled", "adapter", "method")

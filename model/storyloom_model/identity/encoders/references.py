@@ -78,10 +78,10 @@ class ReferenceEncoder:
         mask = None if reference.mask is None else decode_mask(reference.mask, picture)
         if reference.role == "clothes":
             (seen,) = self.image.encode([self._clothes(picture.pixels, mask)])
-            return _features(reference, None, None, seen), list(picture.notes)
+            return _features(reference, picture, None, None, seen), list(picture.notes)
         face, crops, notes = self._character(picture, mask)
         seen_face, seen_character = _pair(self.image.encode(crops), has_face=face is not None)
-        return _features(reference, face, seen_face, seen_character), [*picture.notes, *notes]
+        return _features(reference, picture, face, seen_face, seen_character), [*picture.notes, *notes]
 
     def _clothes(self, pixels: Pixels, mask: Mask | None) -> Pixels:
         """Garments are looked at as a whole picture, unless a mask says where they are."""
@@ -148,8 +148,13 @@ def _pair(seen: list[PictureFeatures], *, has_face: bool) -> tuple[PictureFeatur
 
 
 def _features(
-    reference: Reference, face: Face | None, seen_face: PictureFeatures | None, character: PictureFeatures | None
+    reference: Reference,
+    picture: DecodedPicture,
+    face: Face | None,
+    seen_face: PictureFeatures | None,
+    character: PictureFeatures | None,
 ) -> ReferenceFeatures:
+    height, width = picture.pixels.shape[:2]
     return ReferenceFeatures(
         role=reference.role,
         face=None if face is None else face.embedding,
@@ -157,4 +162,6 @@ def _features(
         face_embedding=None if seen_face is None else seen_face.embedding,
         character_states=None if character is None else character.states,
         character_embedding=None if character is None else character.embedding,
+        landmarks=None if face is None else face.landmarks.astype(np.float32),
+        size=None if face is None else np.array([width, height], np.float32),
     )

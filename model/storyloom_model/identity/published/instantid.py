@@ -1,14 +1,10 @@
-"""InstantID for SDXL (Wang et al. 2024): its adapter, its IdentityNet, and the drawing that IdentityNet is shown."""
+"""InstantID for SDXL (Wang et al. 2024): its adapter, and the drawing that its ControlNet, IdentityNet, is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from diffusers import ControlNetModel
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -17,7 +13,6 @@ from storyloom_model.identity.perceiver import PerceiverSizes, Resampler
 from storyloom_model.identity.published.layers import AttentionLayer, read_layers
 from storyloom_model.identity.published.makers import ReferenceTokens
 from storyloom_model.identity.published.parts import loaded, split
-from storyloom_model.package import PackageError
 
 SCALE = 0.8
 FACE_LENGTH = 512**0.5
@@ -55,20 +50,6 @@ def read_instantid(name: str, weights: Mapping[str, Tensor], layers: Sequence[At
     found, low_rank = read_layers(name, attention, layers, len(resampler.norm_out.weight))
     maker = ReferenceTokens(resampler, ("face",), face_length=FACE_LENGTH)
     return IdentityAdapter(name, maker, found, SCALE, low_rank)
-
-
-def load_identity_net(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """IdentityNet: a ControlNet that is shown ``draw_face`` and reads the identity tokens in place of the text.
-
-    Raises:
-        PackageError: the folder is not a diffusers ControlNet with safetensors weights.
-    """
-    nets: Any = ControlNetModel
-    try:
-        net = nets.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{folder} is not a diffusers ControlNet in safetensors: {error}") from error
-    return net.eval().requires_grad_(False)
 
 
 def draw_face(landmarks: ArrayLike, width: int, height: int) -> NDArray[np.uint8]:
