@@ -22,15 +22,17 @@ from storyloom_model.checks import Abilities, check_job
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.decoder import Decoder
-from storyloom_model.encoder import TextEncoder
+from storyloom_model.encoder import TextEmbeddings, TextEncoder
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.identity.casting import story_streams
+from storyloom_model.identity.class_words import WordedPrompt, worded
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import IdentityStreams
+from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import AnchorFrame, JobError, StoryJob
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
@@ -38,9 +40,10 @@ from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.prompts import ComposedPrompt
 from storyloom_model.runner import Runner
 from storyloom_model.solvers import Solver, check_schedule
-from storyloom_model.state import CompatibilityKey, StoryState
+from storyloom_model.state import CompatibilityKey, LaterText, StoryState
 from storyloom_model.variants import Variant, Variants
 
 __all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
@@ -150,7 +153,13 @@ class Denoiser:
         from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
 
         segmenter = None if encoders.segmenter is None else folder / encoders.segmenter
-        return ReferenceEncoder.load(folder / encoders.faces, folder / encoders.image, segmenter, str(self.device))
+        return ReferenceEncoder.load(
+            folder / encoders.faces,
+            folder / encoders.image,
+            segmenter,
+            str(self.device),
+            portraits=any(adapter.words is not None for adapter in self._identity_adapters.values()),
+        )
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:
@@ -161,13 +170,12 @@ class Denoiser:
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
         prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
-        embedded = self._text_encoder.embed([prompt.text for prompt in prompts])
-        text, pooled = embedded.hidden, embedded.pooled
-        if job.guided:
-            negative = self._text_encoder.embed([job.negative_prompt])
-            text = torch.cat([negative.hidden.expand_as(text), text])
-            if pooled is not None and negative.pooled is not None:
-                pooled = torch.cat([negative.pooled.expand_as(pooled), pooled])
+        words = self._words(job, prompts)
+        if words is not None:
+            prompts = [one.prompt for one in words]
+        negative = self._text_encoder.embed([job.negative_prompt]) if job.guided else None
+        embedded = self._text_encoder.embed([prompt.text for prompt in prompts]).after(negative)
+        text = embedded.hidden
         shape = self._latent_shape(job)
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
@@ -187,7 +195,8 @@ class Denoiser:
             anchors=_read_latents(job.anchors, shape).to(text.device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
             identity=self._identity(job),
-            pooled_text=pooled,
+            pooled_text=embedded.pooled,
+            later=None if words is None else self._later_text(job, variant, words, negative),
         )
 
     @torch.inference_mode()
@@ -209,6 +218,8 @@ class Denoiser:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
+        for state in states:
+            state.turn_to_later()
         for together in [states] if self._one_call else [[state] for state in states]:
             for state, prediction in zip(together, self._predict(together), strict=True):
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
@@ -343,7 +354,9 @@ class Denoiser:
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
         """By name."""
         return {
-            name: load_identity_adapter(package.folder / one.file, name, one.method, self._unet, scale=one.scale)
+            name: load_identity_adapter(
+                package.folder / one.file, name, one.method, self._unet, scale=one.scale, start=one.start
+            )
             for name, one in self.manifest.identity_adapters.items()
         }
 
@@ -374,6 +387,28 @@ class Denoiser:
                 f"{most}: give fewer of them references"
             )
         return streams
+
+    def _words(self, job: StoryJob, prompts: Sequence[ComposedPrompt]) -> list[WordedPrompt] | None:
+        """The prompts with their class words; None where no adapter writes persons into the text."""
+        if not job.identities or self._identity_adapters[str(job.identity_adapter)].words is None:
+            return None
+        return [worded(prompt) for prompt in prompts]
+
+    def _later_text(
+        self, job: StoryJob, variant: Variant, prompts: Sequence[WordedPrompt], negative: TextEmbeddings | None
+    ) -> LaterText | None:
+        """The text with the characters' persons in it; None where none of the steps reads it."""
+        adapter = self._identity_adapters[str(job.identity_adapter)]
+        start = first_fused_step(adapter.words_start, job.steps)
+        if adapter.words is None or start >= job.steps:
+            return None
+        try:
+            fused, token_mask = fused_text(job, adapter, adapter.words, prompts, self._text_encoder)
+        except FeaturesError as error:
+            raise JobError(str(error)) from error
+        text = fused.after(negative)
+        keys_values = self._text_keys_values(variant, text.hidden)
+        return LaterText(start, text.hidden, keys_values, token_mask, text.pooled)
 
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""

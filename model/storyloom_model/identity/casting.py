@@ -24,8 +24,7 @@ def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | 
     Raises:
         FeaturesError: features are damaged, of other encoders, or lack what the adapter needs.
     """
-    identities = {one.character: character_identity(one) for one in job.identities}
-    _check_encoders(identities, adapter)
+    identities = story_identities(job, adapter)
     prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
     casts = [tuple(name for name in identities if name in prompt.spans) for prompt in prompts]
     branches = (True, False) if job.guided else (False,)
@@ -36,6 +35,17 @@ def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | 
         return None
     packed = pack_streams(streams, job.characters, scale=adapter.scale).project(adapter.layers)
     return packed.rows(torch.tensor([kinds.index(row) for row in rows], device=packed.ends.device))
+
+
+def story_identities(job: StoryJob, adapter: IdentityAdapter) -> dict[str, CharacterIdentity]:
+    """What a job says of its characters, by name, read and fit for an adapter.
+
+    Raises:
+        FeaturesError: features are damaged, or of other encoders than the adapter's.
+    """
+    identities = {one.character: character_identity(one) for one in job.identities}
+    _check_encoders(identities, adapter)
+    return identities
 
 
 def character_identity(identity: Identity) -> CharacterIdentity:
