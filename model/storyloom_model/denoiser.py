@@ -32,22 +32,26 @@ from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.identity.casting import story_streams
+from storyloom_model.identity.class_words import WordedPrompt, worded
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import IdentityStreams
+from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import JobError, StoryJob
 from storyloom_model.latents import read_latents, write_latents
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
+from storyloom_model.methods.method import Method
 from storyloom_model.methods.names import APART, METHODS
 from storyloom_model.methods.registry import REGISTRY
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.runner import Runner
 from storyloom_model.solvers import Solver, check_schedule
-from storyloom_model.state import CompatibilityKey, StoryState
+from storyloom_model.state import CompatibilityKey, LaterText, StoryState
+from storyloom_model.story_text import prompts_of, with_negative, with_prompts
 from storyloom_model.variants import Variant, Variants
 
 __all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
@@ -172,7 +176,13 @@ class Denoiser:
         from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
 
         segmenter = None if encoders.segmenter is None else folder / encoders.segmenter
-        return ReferenceEncoder.load(folder / encoders.faces, folder / encoders.image, segmenter, str(self.device))
+        return ReferenceEncoder.load(
+            folder / encoders.faces,
+            folder / encoders.image,
+            segmenter,
+            str(self.device),
+            portraits=any(adapter.words is not None for adapter in self._identity_adapters.values()),
+        )
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:
@@ -183,7 +193,9 @@ class Denoiser:
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
         name = method_name(job, self.manifest)
-        text = REGISTRY[name].text(job, self._text_encoder)
+        words = self._words(job, REGISTRY[name])
+        told = job if words is None else with_prompts(job, [one.prompt for one in words])
+        text = REGISTRY[name].text(told, self._text_encoder)
         shape, device = self._latent_shape(job), text.hidden.device
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
@@ -213,6 +225,7 @@ class Denoiser:
             controls=self._controls(job),
             pooled_text=text.pooled,
             unseen_text=text.unseen,
+            later=None if words is None else self._later_text(job, variant, words),
         )
 
     @torch.inference_mode()
@@ -234,6 +247,8 @@ class Denoiser:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
+        for state in states:
+            state.turn_to_later()
         for together in [states] if self._one_call else [[state] for state in states]:
             for state, prediction in zip(together, self._predict(together), strict=True):
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
@@ -373,7 +388,9 @@ class Denoiser:
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
         """By name."""
         return {
-            name: load_identity_adapter(package.folder / one.file, name, one.method, self._unet, scale=one.scale)
+            name: load_identity_adapter(
+                package.folder / one.file, name, one.method, self._unet, scale=one.scale, start=one.start
+            )
             for name, one in self.manifest.identity_adapters.items()
         }
 
@@ -417,6 +434,32 @@ class Denoiser:
             return story_controls(job, self._controlnets, self._identity_adapters, find_faces)
         except FeaturesError as error:
             raise JobError(str(error)) from error
+
+    def _words(self, job: StoryJob, method: Method) -> list[WordedPrompt] | None:
+        """The prompts with their class words; None where no adapter writes persons into the text."""
+        name = job.identity_adapter
+        if not job.identities or name is None or self._identity_adapters[name].words is None:
+            return None
+        if type(method).text is not Method.text:
+            raise JobError(
+                f"identity adapter {name} and the story's method both edit the text; name another method, or no "
+                "identity adapter"
+            )
+        return [worded(prompt) for prompt in prompts_of(job)]
+
+    def _later_text(self, job: StoryJob, variant: Variant, prompts: Sequence[WordedPrompt]) -> LaterText | None:
+        """The text with the characters' persons in it; None where none of the steps reads it."""
+        adapter = self._identity_adapters[str(job.identity_adapter)]
+        start = first_fused_step(adapter.words_start, job.steps)
+        if adapter.words is None or start >= job.steps:
+            return None
+        try:
+            fused, token_mask = fused_text(job, adapter, adapter.words, prompts, self._text_encoder)
+        except FeaturesError as error:
+            raise JobError(str(error)) from error
+        text = with_negative(job, fused, self._text_encoder)
+        keys_values = self._text_keys_values(variant, text.hidden)
+        return LaterText(start, text.hidden, keys_values, token_mask, text.pooled)
 
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""

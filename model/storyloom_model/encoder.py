@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storyloom_model.prompts import ComposedPrompt, check_prompt, token_flags
+from storyloom_model.prompts import ComposedPrompt, Span, check_prompt, token_flags
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,15 +39,20 @@ class TextEncoder:
         self._model = model
         self._second = second
 
-    def embed(self, texts: Sequence[str]) -> TextEmbeddings:
-        """The texts in the model's dtype."""
-        ids = self._ids(self._tokenizer, texts)
+    def embed(self, texts: Sequence[str], source: Tensor | None = None) -> TextEmbeddings:
+        """The texts in the model's dtype.
+
+        Args:
+            texts: n of them.
+            source: int64 [n, T], which token of its text is read at each place, by both encoders; None: its own.
+        """
+        ids = self._ids(self._tokenizer, texts, source)
         if self._second is None:
             hidden = self._model(ids)[0]
             return TextEmbeddings(hidden, (hidden.shape[-1],))
         tokenizer, model = self._second
         first = self._model(ids, output_hidden_states=True).hidden_states[-2]
-        found = model(self._ids(tokenizer, texts), output_hidden_states=True)
+        found = model(self._ids(tokenizer, texts, source), output_hidden_states=True)
         both = [first, found.hidden_states[-2]]
         return TextEmbeddings(torch.cat(both, dim=-1), tuple(one.shape[-1] for one in both), found.text_embeds)
 
@@ -65,9 +70,21 @@ class TextEncoder:
         shape = (len(prompts), len(characters), self._tokenizer.model_max_length)
         return torch.tensor(flags, dtype=torch.bool, device=self._model.device).reshape(shape)
 
-    def _ids(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text that are read, its start and its end counted."""
+        masks = _tokenize(self._tokenizer, texts, return_attention_mask=True)["attention_mask"]
+        return [sum(mask) for mask in masks]
+
+    def last_token(self, text: str, span: Span) -> int:
+        """The place of the last token of a part of a text; beyond T if it is not read."""
+        offsets = self._tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        flags = token_flags(offsets, [span])
+        return max(place for place, flag in enumerate(flags) if flag)
+
+    def _ids(self, tokenizer: Any, texts: Sequence[str], source: Tensor | None = None) -> Tensor:
         ids: Tensor = _tokenize(tokenizer, texts, return_tensors="pt")["input_ids"]
-        return ids.to(self._model.device)
+        own = ids.to(self._model.device)
+        return own if source is None else own.gather(1, source)
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:

@@ -110,12 +110,17 @@ class Encoders(_Part):
 
 
 class IdentityAdapterFile(_Part):
-    """An identity adapter. ``scale`` multiplies that of the file; ``keeps`` is what it can take from references."""
+    """An identity adapter. ``scale`` multiplies that of the file; ``keeps`` is what it can take from references.
+
+    ``start`` is of those that write persons into the text: the part of the steps that reads the text without; None: as
+    its authors have it.
+    """
 
     file: WeightsFile
     method: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
     scale: float = Field(default=1.0, ge=0, le=4)
     keeps: tuple[Keep, ...] = Field(default=KEEPS, min_length=1)
+    start: float | None = Field(default=None, ge=0, le=1)
 
 
 class ControlNetFolder(_Part):

@@ -31,6 +31,23 @@ class CompatibilityKey:
     method: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LaterText:
+    """What the UNet reads from step ``start`` on, counted from 0; the rest as of ``StoryState``."""
+
+    start: int
+    text: Tensor
+    text_keys_values: TextKeysValues
+    token_mask: Tensor
+    pooled_text: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        kept = [self.text, self.token_mask, *(one for pair in self.text_keys_values for one in pair)]
+        return sum(one.nbytes for one in kept) + (0 if self.pooled_text is None else self.pooled_text.nbytes)
+
+
 @dataclass(slots=True, eq=False)
 class StoryState:
     """All that one story carries from step to step. F frames, A anchors, K characters, T tokens, D text width.
@@ -45,6 +62,7 @@ class StoryState:
     tokens that a row leaves out; None: none. ``method`` is the story method, ``kept`` what it keeps from step to step,
     and ``layers`` where the UNet's self-attention layers are.
     ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
+    ``later`` takes the place of the text and its tokens when its step has come, see ``turn_to_later``.
     """
 
     job: StoryJob
@@ -66,6 +84,15 @@ class StoryState:
     previous_maps: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     error: str | None = None
+    later: LaterText | None = None
+
+    def turn_to_later(self) -> None:
+        """Puts the later text in its place if the next step is to read it; to be called before every step."""
+        if self.later is None or self.step_index < self.later.start:
+            return
+        later, self.later = self.later, None
+        self.text, self.text_keys_values = later.text, later.text_keys_values
+        self.token_mask, self.pooled_text = later.token_mask, later.pooled_text
 
     @property
     def step_index(self) -> int:
@@ -88,8 +115,8 @@ class StoryState:
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
-        optional = sum(one.nbytes for one in (self.previous_maps, self.identity, self.pooled_text) if one is not None)
-        return optional + sum(value.nbytes for value in kept) + sum(control.nbytes for control in self.controls)
+        more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, *self.controls)
+        return sum(one.nbytes for one in more if one is not None) + sum(value.nbytes for value in kept)
 
     @property
     def rows(self) -> int:

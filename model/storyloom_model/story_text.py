@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +34,16 @@ class StoryText:
 def prompts_of(job: StoryJob) -> list[ComposedPrompt]:
     """The prompts of a branch's rows: frames, then anchors."""
     return [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
+
+
+def with_prompts(job: StoryJob, prompts: Sequence[ComposedPrompt]) -> StoryJob:
+    """The job with other prompts, in the order of ``prompts_of``."""
+    frames, anchors = prompts[: len(job.frames)], prompts[len(job.frames) :]
+    return replace(
+        job,
+        frames=tuple(replace(frame, prompt=prompt) for frame, prompt in zip(job.frames, frames, strict=True)),
+        anchors=tuple(replace(anchor, prompt=prompt) for anchor, prompt in zip(job.anchors, anchors, strict=True)),
+    )
 
 
 def plain_text(job: StoryJob, encoder: TextEncoder) -> StoryText:

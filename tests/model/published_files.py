@@ -18,6 +18,8 @@ FACE = 512
 STATES = 48
 """Width of the tiny image encoder's hidden states."""
 EMBEDDING = 40
+PORTRAIT = 32
+"""Side of portraits, as the tiny image encoder of PhotoMaker takes them."""
 DEPTH = 4
 HEAD = 64
 """diffusers takes these two for granted."""
@@ -130,6 +132,52 @@ def storymaker_shapes(layers: Sequence[AttentionLayer], *, states: int = STATES,
     return Shapes(image.below("image_proj_model.") | attention.below("ip_adapter."))
 
 
+def photomaker_shapes(layers: Sequence[AttentionLayer], *, second: bool, rank: int = 2) -> Shapes:
+    """PhotoMaker's file of either version, for a UNet; at a text of 2048 as it is published."""
+    width = next(layer.context for layer in layers if layer.context is not None)
+    full = width == 2048
+    states, hidden, depth, patch, positions = (1024, 4096, 24, 14, 257) if full else (64, 96, 2, 8, 17)
+    first = 768 if full else width // 2
+    encoder, clip = Shapes(), "vision_model."
+    encoder[f"{clip}embeddings.class_embedding"] = (states,)
+    encoder[f"{clip}embeddings.patch_embedding.weight"] = (states, 3, patch, patch)
+    encoder[f"{clip}embeddings.position_embedding.weight"] = (positions, states)
+    encoder.norm(f"{clip}pre_layrnorm", states)
+    encoder.norm(f"{clip}post_layernorm", states)
+    for layer in range(depth):
+        own = f"{clip}encoder.layers.{layer}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            encoder.linear(f"{own}.self_attn.{part}", states, states)
+        encoder.norm(f"{own}.layer_norm1", states)
+        encoder.norm(f"{own}.layer_norm2", states)
+        encoder.linear(f"{own}.mlp.fc1", states, hidden)
+        encoder.linear(f"{own}.mlp.fc2", hidden, states)
+    encoder.linear("visual_projection", states, first, bias=False)
+    encoder.linear("visual_projection_2", states, width - first, bias=False)
+    for name, inputs in (("mlp1", 2 * width), ("mlp2", width)):
+        encoder.norm(f"fuse_module.{name}.layernorm", inputs)
+        encoder.linear(f"fuse_module.{name}.fc1", inputs, width)
+        encoder.linear(f"fuse_module.{name}.fc2", width, width)
+    encoder.norm("fuse_module.layer_norm", width)
+    if second:
+        encoder.linear("qformer_perceiver.token_proj.0", FACE, 4 * FACE)
+        encoder.linear("qformer_perceiver.token_proj.2", 4 * FACE, 2 * width)
+        encoder.norm("qformer_perceiver.token_norm", width)
+        # Heads of 128 channels, which the perceivers of other methods halve.
+        heads = 2 * max(width // 128, 1)
+        encoder.perceiver(
+            "qformer_perceiver.perceiver_resampler.", inputs=states, width=width, outputs=width, heads=heads
+        )
+    changes = Shapes()
+    for layer in layers:
+        for part in ("to_q", "to_k", "to_v", "to_out"):
+            inputs = (layer.context or layer.width) if part in ("to_k", "to_v") else layer.width
+            name = f"unet.{layer.name}.processor.{part}_lora"
+            changes.linear(f"{name}.down", inputs, rank, bias=False)
+            changes.linear(f"{name}.up", rank, layer.width, bias=False)
+    return Shapes(encoder.below("id_encoder.") | changes.below("lora_weights."))
+
+
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
     """Weights large enough that a wrong one shows, small enough that nothing overflows."""
     generator = torch.Generator().manual_seed(seed)
@@ -210,5 +258,6 @@ def identity(seed: int = 0, *, states: int = STATES, count: int = 5, **changes: 
         "face_embedding": random.standard_normal(EMBEDDING).astype(np.float32),
         "character_states": random.standard_normal((count, states)).astype(np.float32),
         "character_embedding": random.standard_normal(EMBEDDING).astype(np.float32),
+        "portrait": random.integers(0, 256, (PORTRAIT, PORTRAIT, 3), dtype=np.uint8),
     }
     return IdentityFeatures("test", (ReferenceFeatures(**(fields | changes)),))

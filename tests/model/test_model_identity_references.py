@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from storyloom_model.identity.encoders.checks import choose_face, judge_face, turn
+from storyloom_model.identity.encoders.crops import portrait
 from storyloom_model.identity.encoders.faces import Face
 from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.encoders.references import ReferenceEncoder, nearest_to
@@ -38,6 +39,30 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_portraits_are_kept_where_they_are_wanted(encoder: ReferenceEncoder) -> None:
+    picture = rendered()
+    plain, _ = encoder.encode_one(Reference(png(picture.image)))
+    wanting = replace(encoder, portraits=True)
+    found, _ = wanting.encode_one(Reference(png(picture.image)))
+    assert plain.portrait is None
+    assert found.portrait is not None
+    assert found.portrait.shape == (224, 224, 3)
+    assert np.array_equal(np.asarray(found.face), np.asarray(plain.face))
+
+
+@pytest.mark.parametrize("box", [(40.0, 30.0, 60.0, 50.0), (0.0, 0.0, 20.0, 18.0), (5.0, 5.0, 95.0, 75.0)])
+def test_a_portrait_is_the_square_around_a_face(box: tuple[float, float, float, float]) -> None:
+    """Three faces wide where the picture reaches as far; with the face at its own place and size in it."""
+    picture = np.zeros((80, 100, 3), np.uint8)
+    left, top, right, bottom = (int(value) for value in box)
+    picture[top:bottom, left:right] = 255
+    side = min(3 * max(right - left, bottom - top), 80)
+    found = portrait(picture, box, side)
+    assert found.shape == (side, side, 3)
+    inside = (min(right, left + side) - left) * (min(bottom, top + side) - top)
+    assert (found > 127).all(axis=2).sum() == pytest.approx(inside, rel=0.15)
 
 
 def test_a_portrait_gives_all_features(encoder: ReferenceEncoder) -> None:

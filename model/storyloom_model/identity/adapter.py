@@ -91,11 +91,45 @@ class StreamMaker(nn.Module, ABC):
         """The streams of the same frame under the negative prompt; as many, of the same lengths and owners."""
 
 
+class NoStreams(StreamMaker):
+    """Of adapters that say what they say in words alone."""
+
+    def streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """None."""
+        return []
+
+    def negative_streams(self, cast: Mapping[str, CharacterIdentity]) -> list[Stream]:
+        """None."""
+        return []
+
+
+class WordMaker(nn.Module, ABC):
+    """Writes persons into the text of a prompt, at the class words of their descriptions (``class_words``).
+
+    The last token of a class word is repeated, once for each embedding of the person, before the text encoders read
+    it; what they make of these tokens is then fused with the embeddings.
+    """
+
+    @abstractmethod
+    def identities(self, name: str, character: CharacterIdentity) -> Tensor:
+        """The embeddings of a person, [n, D], D being the text's width.
+
+        Raises:
+            FeaturesError: the references of the character ``name`` lack what the method needs.
+        """
+
+    @abstractmethod
+    def fuse(self, words: Tensor, identities: Tensor) -> Tensor:
+        """The text at a class word's tokens [n, D] and the person's embeddings [n, D] -> the text in its place."""
+
+
 @dataclass(eq=False)
 class IdentityAdapter:
-    """One loaded identity adapter.
+    """One loaded identity adapter: of streams, of words, or of both.
 
-    ``layers`` has an entry for each cross-attention layer, in the order of diffusers' ``unet.attn_processors``.
+    ``layers`` has an entry for each cross-attention layer, in the order of diffusers' ``unet.attn_processors``; there
+    are none where ``maker`` is ``NoStreams``. ``words`` writes persons into the text; the first ``words_start`` of the
+    steps, a part of them in [0, 1], read the text without, so that it decides the layout.
     ``low_rank`` is by UNet parameter name and fused into a variant of the UNet: stories with the adapter and without it
     then take steps in calls of their own (the compatibility key). ``encoders`` is the fingerprint of the
     networks whose features the maker was trained on (``IdentityFeatures.networks``); None: any of the right sizes.
@@ -107,3 +141,5 @@ class IdentityAdapter:
     scale: float = 1.0
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)
     encoders: str | None = None
+    words: WordMaker | None = None
+    words_start: float = 0.0

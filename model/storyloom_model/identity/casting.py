@@ -37,8 +37,7 @@ def row_streams(job: StoryJob, adapter: IdentityAdapter) -> tuple[list[list[Stre
     Raises:
         FeaturesError: see ``story_streams``.
     """
-    identities = {one.character: character_identity(one) for one in job.identities}
-    _check_encoders(identities, adapter)
+    identities = story_identities(job, adapter)
     prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
     casts = [tuple(name for name in identities if name in prompt.spans) for prompt in prompts]
     branches = (True, False) if job.guided else (False,)
@@ -46,6 +45,17 @@ def row_streams(job: StoryJob, adapter: IdentityAdapter) -> tuple[list[list[Stre
     kinds = list(dict.fromkeys(rows))
     streams = [_streams(adapter, negative, {name: identities[name] for name in cast}) for negative, cast in kinds]
     return streams, [kinds.index(row) for row in rows]
+
+
+def story_identities(job: StoryJob, adapter: IdentityAdapter) -> dict[str, CharacterIdentity]:
+    """What a job says of its characters, by name, read and fit for an adapter.
+
+    Raises:
+        FeaturesError: features are damaged, or of other encoders than the adapter's.
+    """
+    identities = {one.character: character_identity(one) for one in job.identities}
+    _check_encoders(identities, adapter)
+    return identities
 
 
 def character_identity(identity: Identity) -> CharacterIdentity:

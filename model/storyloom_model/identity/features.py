@@ -38,13 +38,16 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceFeatures:
-    """What the encoders say of one reference. All arrays are float16 or float32; None: the picture does not show it.
+    """What the encoders say of one reference; None: the picture does not show it. Arrays are float16 or float32, but
+    for ``portrait``.
 
     ``face`` is the recogniser's embedding, [512] of length 1. The others are of the image encoder: ``*_states`` its
     penultimate hidden states [tokens, width], ``*_embedding`` its projected embedding [projection], once of the face
     crop (aligned by five landmarks) and once of the character crop (cut out by its mask, background white).
     ``landmarks`` [5, 2] are where the face's eyes, nose and corners of the mouth are, in pixels, x first, in a picture
     of ``size`` [2], width and height; features of earlier versions have neither.
+    ``portrait`` is the head as it is in the picture, uint8 RGB [side, side, 3], for adapters that bring an image
+    encoder of their own; it is kept where a package has such.
     """
 
     role: Role = "character"
@@ -55,6 +58,7 @@ class ReferenceFeatures:
     character_embedding: Array | None = None
     landmarks: Array | None = None
     size: Array | None = None
+    portrait: Array | None = None
 
 
 _ARRAYS = tuple(field.name for field in fields(ReferenceFeatures) if field.name != "role")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections, StreamMaker
+from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections, NoStreams, StreamMaker
 from storyloom_model.identity.methods import MAKERS, READERS
 from storyloom_model.low_rank import check_low_rank, low_rank_of
 from storyloom_model.package import PackageError
@@ -50,7 +50,9 @@ def save_identity_adapter(file: Path, adapter: IdentityAdapter, method: str) -> 
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, file, metadata)
 
 
-def load_identity_adapter(file: Path, name: str, method: str, unet: Any, *, scale: float = 1.0) -> IdentityAdapter:
+def load_identity_adapter(
+    file: Path, name: str, method: str, unet: Any, *, scale: float = 1.0, start: float | None = None
+) -> IdentityAdapter:
     """Reads an adapter, ready for a UNet: on its device, in its dtype, with nothing to train.
 
     Args:
@@ -59,9 +61,11 @@ def load_identity_adapter(file: Path, name: str, method: str, unet: Any, *, scal
         method: what the manifest calls its method.
         unet: a UNet2DConditionModel.
         scale: multiplies that of the file.
+        start: in place of the adapter's ``words_start``; None leaves it.
 
     Raises:
-        PackageError: the method is unknown, or the file is damaged, of another method, or for another UNet.
+        PackageError: the method is unknown, or the file is damaged, of another method, or for another UNet; or a start
+            is given to an adapter that has none.
     """
     weights, metadata = _read(file)
     if "method" in metadata and "format" in metadata:
@@ -74,7 +78,13 @@ def load_identity_adapter(file: Path, name: str, method: str, unet: Any, *, scal
         raise PackageError(f"identity adapter {name}: {file} is in no form of the method {method}; known are {known}")
     _check_layers(adapter, unet)
     check_low_rank(adapter.low_rank, unet, f"identity adapter {name}")
-    adapter.maker.eval().requires_grad_(False).to(unet.device, unet.dtype)
+    for maker in (adapter.maker, adapter.words):
+        if maker is not None:
+            maker.eval().requires_grad_(False).to(unet.device, unet.dtype)
+    if start is not None:
+        if adapter.words is None:
+            raise PackageError(f"identity adapter {name} writes nobody into the text, so that its start means nothing")
+        adapter.words_start = start
     adapter.layers = [
         LayerProjections(*(one.detach().to(unet.device, unet.dtype) for one in (layer.to_k, layer.to_v)))
         for layer in adapter.layers
@@ -126,6 +136,8 @@ def _layers(name: str, weights: Mapping[str, Tensor]) -> list[LayerProjections]:
 def _check_layers(adapter: IdentityAdapter, unet: Any) -> None:
     modules: Any = unet.named_modules()
     attention = [(key, one) for key, one in modules if isinstance(one, Attention) and one.is_cross_attention]
+    if isinstance(adapter.maker, NoStreams) and not adapter.layers:
+        return
     if len(adapter.layers) != len(attention):
         raise PackageError(
             f"identity adapter {adapter.name} has {len(adapter.layers)} layers, the UNet {len(attention)}; it is for "

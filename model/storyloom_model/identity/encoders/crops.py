@@ -29,6 +29,27 @@ def aligned_face(picture: Pixels, landmarks: Landmarks, size: int = RECOGNISER_S
     return np.asarray(cv2.warpAffine(picture, transform, (size, size), borderValue=0.0), np.uint8)
 
 
+PORTRAIT_SIZE = 224
+"""Side of the crops that CLIP image encoders take."""
+_PORTRAIT_FACES = 3.0
+"""Side of a portrait in sides of the face: the face is a ninth of it. PhotoMaker was trained on squares around faces
+that fill more than a tenth."""
+
+
+def portrait(picture: Pixels, box: tuple[float, float, float, float], size: int = PORTRAIT_SIZE) -> Pixels:
+    """The square around a face with hair and shoulders, at `size` x `size` pixels, as far as the picture reaches.
+
+    `box` is the face's left, top, right and bottom in the picture, uint8 [h, w, 3].
+    """
+    left, top, right, bottom = box
+    height, width = picture.shape[:2]
+    side = max(1, min(round(_PORTRAIT_FACES * max(right - left, bottom - top)), height, width))
+    x = min(max(round((left + right - side) / 2), 0), width - side)
+    y = min(max(round((top + bottom - side) / 2), 0), height - side)
+    cut = Image.fromarray(np.ascontiguousarray(picture[y : y + side, x : x + side]))
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def whitened_character(picture: Pixels, mask: Mask, size: int) -> Pixels:
     """Cuts out the bounding box of `mask` [h, w], whitens what is not in it, and resizes to a square.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from storyloom_model.identity.encoders.checks import choose_face, judge_face
-from storyloom_model.identity.encoders.crops import Mask, Pixels, whitened_character
+from storyloom_model.identity.encoders.crops import Mask, Pixels, portrait, whitened_character
 from storyloom_model.identity.encoders.faces import Face, FaceEncoder
 from storyloom_model.identity.encoders.image import ImageEncoder, PictureFeatures
 from storyloom_model.identity.encoders.pictures import DecodedPicture, ReferenceProblem, decode_mask, decode_picture
@@ -27,16 +27,26 @@ class ReferenceEncoder:
     """What says what is in pictures of a character. `fingerprint` tells these encoders from all others (of its two
     parts see `IdentityFeatures`).
 
-    Without a segmenter only characters whose mask is given are cut out; of others the face alone is known.
+    Without a segmenter only characters whose mask is given are cut out; of others the face alone is known. With
+    `portraits` these are among the features.
     """
 
     faces: FaceEncoder
     image: ImageEncoder
     segmenter: Segmenter | None
     fingerprint: str
+    portraits: bool = False
 
     @classmethod
-    def load(cls, faces: Path, image: Path, segmenter: Path | None = None, device: str = "cpu") -> ReferenceEncoder:
+    def load(
+        cls,
+        faces: Path,
+        image: Path,
+        segmenter: Path | None = None,
+        device: str = "cpu",
+        *,
+        portraits: bool = False,
+    ) -> ReferenceEncoder:
         """Loads the parts that a manifest's `encoders` names.
 
         Raises:
@@ -49,7 +59,8 @@ class ReferenceEncoder:
             face_encoder,
             ImageEncoder.load(image, device),
             None if segmenter is None else load_segmenter(segmenter, device),
-            f"{networks}-{finders}",
+            f"{networks}-{finders}" + ("-portraits" if portraits else ""),
+            portraits,
         )
 
     def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, list[str]]:
@@ -81,7 +92,10 @@ class ReferenceEncoder:
             return _features(reference, picture, None, None, seen), list(picture.notes)
         face, crops, notes = self._character(picture, mask)
         seen_face, seen_character = _pair(self.image.encode(crops), has_face=face is not None)
-        return _features(reference, picture, face, seen_face, seen_character), [*picture.notes, *notes]
+        found = _features(reference, picture, face, seen_face, seen_character)
+        if self.portraits and face is not None:
+            found = replace(found, portrait=portrait(picture.pixels, face.box))
+        return found, [*picture.notes, *notes]
 
     def _clothes(self, pixels: Pixels, mask: Mask | None) -> Pixels:
         """Garments are looked at as a whole picture, unless a mask says where they are."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from storyloom_model.identity.adapter import IdentityAdapter
-from storyloom_model.identity.published import ip_adapter
+from storyloom_model.identity.published import ip_adapter, photomaker
 from storyloom_model.identity.published.forms import Form, detect
 from storyloom_model.identity.published.instantid import read_instantid
 from storyloom_model.identity.published.layers import attention_layers
@@ -19,6 +19,8 @@ from storyloom_model.package import PackageError
 _FORMS = {name: method.form for name, method in ip_adapter.METHODS.items()} | {
     "instantid": Form.INSTANTID,
     "storymaker": Form.STORYMAKER,
+    "photomaker": Form.PHOTOMAKER,
+    "photomaker-v2": Form.PHOTOMAKER_V2,
 }
 METHODS = tuple(_FORMS)
 """What the method of a published adapter can be called."""
@@ -40,11 +42,14 @@ def read_adapter(method: str, name: str, weights: Mapping[str, Tensor], unet: An
         PackageError: the file has another form, is for another base model, or lacks weights.
     """
     published = {key: value for key, value in weights.items() if key != EMPTY_STATES}
-    form, layers = detect(published), attention_layers(unet)
+    form = detect(published)
     if method not in _FORMS:
         raise PackageError(f"adapter {name}: unknown method {method}; {_fitting(form)}")
     if _FORMS[method] != form:
         raise PackageError(f"adapter {name} is a file of the form {form}, not {method}; {_fitting(form)}")
+    if method in photomaker.METHODS:
+        return photomaker.read_photomaker(method, name, published, unet)
+    layers = attention_layers(unet)
     if method == "storymaker":
         return read_storymaker(name, published, layers)
     if method == "instantid":
@@ -60,6 +65,8 @@ def reads_states(method: str) -> bool:
 
 def keeps_of(method: str) -> tuple[Keep, ...]:
     """What a method can take over from references."""
+    if method in photomaker.METHODS:
+        return ("face", "hair")
     own = ip_adapter.METHODS.get(method)
     faces_only = method == "instantid" or (own is not None and all(one.startswith("face") for one in own.reads))
     return ("face",) if faces_only else KEEPS

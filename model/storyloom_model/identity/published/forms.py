@@ -24,6 +24,8 @@ class Form(StrEnum):
     IP_ADAPTER_FACEID_PLUS = "ip-adapter-faceid-plus"
     INSTANTID = "instantid"
     STORYMAKER = "storymaker"
+    PHOTOMAKER = "photomaker"
+    PHOTOMAKER_V2 = "photomaker-v2"
     LORA = "lora"
 
 
@@ -35,6 +37,9 @@ def detect(weights: Mapping[str, Tensor]) -> Form:
     """
     if "image_proj_model.bg_embed" in weights:
         return Form.STORYMAKER
+    if "id_encoder.fuse_module.layer_norm.weight" in weights:
+        second = any(name.startswith("id_encoder.qformer_perceiver.") for name in weights)
+        return Form.PHOTOMAKER_V2 if second else Form.PHOTOMAKER
     projection = {name.removeprefix("image_proj."): value for name, value in weights.items() if "image_proj." in name}
     if projection:
         form = _image_form(projection)
