@@ -85,7 +85,8 @@ class StoryState:
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
-        optional = sum(one.nbytes for one in (self.previous_maps, self.identity, self.pooled_text) if one is not None)
+        others = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text)
+        optional = sum(one.nbytes for one in others if one is not None)
         return optional + sum(value.nbytes for value in kept)
 
     @property
