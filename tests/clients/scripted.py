@@ -280,6 +280,7 @@ def _model(name: str, *, is_default: bool = False) -> model_service_pb2.Model:
     )
     model.identity_adapters.add(name="storynizor", keeps=[story_pb2.IDENTITY_PART_FACE, 99])  # type: ignore[list-item]
     model.loras.extend(["ink", "wash"])
+    model.methods.extend(["storynizor", "consistory"])
     model.solvers.extend([story_pb2.SOLVER_DDIM, story_pb2.SOLVER_EULER, 99])  # type: ignore[list-item]
     return model
 

@@ -224,6 +224,7 @@ def test_models_and_health(server: ScriptedServer) -> None:
     with StoryClient(server.address) as client:
         (model,) = client.list_models()
         assert (model.name, model.is_default, model.sizes) == ("mini", True, ((128, 128),))
+        assert model.methods == ("storynizor", "consistory")
         assert model.solvers == (Solver.DDIM, Solver.EULER)  # and not the one of a newer server
         assert model.defaults.steps == 25
         assert model.limits.max_prompt_tokens == 77

@@ -14,6 +14,7 @@ from PIL import Image
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as service_pb
+from storyloom_model.methods.names import METHODS
 from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
 
 
@@ -107,13 +108,31 @@ def test_every_solver_and_adapter_makes_pictures_and_previews(
     assert all(preview.image.png.startswith(b"\x89PNG") for preview in previews)
 
 
-@pytest.mark.parametrize("solver", [pb.SOLVER_DDIM, pb.SOLVER_UNIPC])
+def test_each_story_method_makes_its_own_pictures_and_is_told(channel: grpc.Channel) -> None:
+    """All at once, so that those that may share steps do; frames on their own are FastComposer's without references."""
+
+    def made(consistency: pb.Consistency) -> tuple[str, NDArray[np.int16]]:
+        events = list(generate(channel, story(3, 4, "{mia} walks", "{mia} sits", consistency=consistency)))
+        return events[0].accepted.settings.consistency.method, pictures(events)
+
+    wishes = [pb.Consistency(method=method) for method in ("", *METHODS)] + [pb.Consistency(enabled=False)]
+    with ThreadPoolExecutor() as pool:
+        names, shown = zip(*pool.map(made, wishes), strict=True)
+    assert names == ("storynizor", *METHODS, "storynizor")
+    default, storynizor, *others, off = shown
+    assert np.array_equal(default, storynizor)
+    assert not any(np.array_equal(default, other) for other in others)
+    assert np.array_equal(others[METHODS.index("fastcomposer") - 1], off)
+
+
+@pytest.mark.parametrize(("solver", "method"), [(pb.SOLVER_DDIM, ""), (pb.SOLVER_UNIPC, "consistory")])
 def test_a_story_that_two_servers_made_is_bitwise_that_of_one(
-    channel: grpc.Channel, tiny_package: Path, tmp_path: Path, solver: pb.Solver
+    channel: grpc.Channel, tiny_package: Path, tmp_path: Path, solver: pb.Solver, method: str
 ) -> None:
     """The first server and its engine are killed in the middle of the second window."""
     steps = 30  # The window left over has to outlast what a busy machine takes to notice and to kill.
-    asked = story(11, steps, *["{mia} walks", "{mia} sits", "a dog"] * 4, solver=solver)
+    wish = pb.Consistency(method=method)
+    asked = story(11, steps, *["{mia} walks", "{mia} sits", "a dog"] * 4, solver=solver, consistency=wish)
     undisturbed = pictures(generate(channel, asked))
     state = ("--state-folder", str(tmp_path / "state"))
     for name in ("first", "second"):

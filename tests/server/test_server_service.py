@@ -349,6 +349,7 @@ def test_models_are_described(channel: grpc.Channel) -> None:
     assert (model.name, model.is_default) == ("tiny", True)
     assert [(size.width, size.height) for size in model.sizes] == [(64, 64), (96, 64)]
     assert list(model.adapters) == ["amsa-mask", "amsa", "none"]
+    assert list(model.methods) == ["storynizor", "storydiffusion", "consistory", "oneprompt", "fastcomposer"]
     assert list(model.solvers) == [story_pb2.SOLVER_DDIM, story_pb2.SOLVER_EULER, story_pb2.SOLVER_UNIPC]
     assert (model.limits.max_frames, model.limits.window_frames, model.limits.max_prompt_tokens) == (240, 8, 77)
     assert model.defaults.steps == 4

@@ -11,11 +11,11 @@ from tests.server.engines import job
 
 KEPT: list[dict[str, Any]] = [
     {"steps": 7}, {"guidance_scale": 1.0}, {"solver": "unipc"}, {"negative_prompt": "rain"}, {"adapter": ""},
-    {"identity_adapter": "storynizor"}, {"loras": (("ink", 0.0),)},
+    {"identity_adapter": "storynizor"}, {"loras": (("ink", 0.0),)}, {"method": "consistory"}, {"method": "storynizor"},
 ]  # fmt: skip
 PARTED: list[dict[str, Any]] = [
     {"width": 64}, {"adapter": "amsa"}, {"loras": (("ink", 0.5),)},
-    {"identities": (Identity("mia", b""),), "identity_adapter": "storynizor"},
+    {"identities": (Identity("mia", b""),), "identity_adapter": "storynizor"}, {"method": "oneprompt"},
 ]  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def test_a_good_story_gets_every_default(catalog: ModelCatalog) -> None:
         width=64,
         height=64,
         seed=7,
-        consistency=pb.Consistency(enabled=True, adapter="amsa-mask"),
+        consistency=pb.Consistency(enabled=True, adapter="amsa-mask", method="storynizor"),
         identity_adapter="none",
         preview_interval=0,
     )
@@ -82,7 +82,7 @@ def test_what_is_asked_is_kept(catalog: ModelCatalog) -> None:
         width=96,
         height=64,
         seed=0,
-        consistency=pb.Consistency(enabled=False, adapter="none"),
+        consistency=pb.Consistency(enabled=False, adapter="none", method="consistory"),
         identity_adapter="none",
         preview_interval=3,
     )
@@ -90,6 +90,7 @@ def test_what_is_asked_is_kept(catalog: ModelCatalog) -> None:
     planned = plan(story, catalog)
     assert planned.settings == asked
     assert (planned.job.solver, planned.job.cross_frame, planned.job.adapter) == ("unipc", False, "none")
+    assert planned.job.method == "consistory"
     assert planned.job.rows == 3
     assert planned.preview_interval == 3
 
@@ -125,7 +126,7 @@ def test_every_violation_is_found_at_once(catalog: ModelCatalog) -> None:
             guidance_scale=math.nan,
             solver=77,  # type: ignore[arg-type]
             width=65,
-            consistency=pb.Consistency(adapter="nope"),
+            consistency=pb.Consistency(adapter="nope", method="magic"),
             preview_interval=50,
         ),
     )
@@ -147,11 +148,13 @@ def test_every_violation_is_found_at_once(catalog: ModelCatalog) -> None:
         "story.settings.solver",
         "story.settings.width",
         "story.settings.consistency.adapter",
+        "story.settings.consistency.method",
         "story.settings.preview_interval",
     }
     assert "use one of tiny" in found["story.settings.model"]
     assert "use one of 64x64, 96x64" in found["story.settings.width"]
     assert "amsa-mask, amsa, none" in found["story.settings.consistency.adapter"]
+    assert "use one of storynizor, storydiffusion, consistory" in found["story.settings.consistency.method"]
     assert "{bob}" in found["story.frames[1].prompt"]
     assert "it has mia" in found["story.frames[1].prompt"]
 

@@ -165,15 +165,14 @@ def _lead(prompt: ComposedPrompt) -> str:
 
 
 def _action(prompt: ComposedPrompt, lead: str) -> str:
-    """A prompt without its beginning and the descriptions of its characters."""
+    """A prompt without its beginning, the descriptions of its characters, and what only joins two of them."""
     pieces, position = [], 0
     for start, end in sorted(span for spans in prompt.spans.values() for span in spans):
         pieces.append(prompt.text[position:start])
         position = max(position, end)
-    pieces.append(prompt.text[position:])
-    if lead:
-        pieces[0] = ""
-    return " ".join(" ".join(pieces).split()).strip(" ,")
+    first, *between = pieces
+    kept = ["" if lead else first, *(one for one in between if one.strip(" ,") != "and"), prompt.text[position:]]
+    return " ".join(" ".join(one.strip(" ,") for one in kept).split())
 
 
 def _reweighted(hidden: Tensor, widths: Sequence[int], row: LongPrompt, encoder: TextEncoder) -> Tensor:
@@ -183,8 +182,8 @@ def _reweighted(hidden: Tensor, widths: Sequence[int], row: LongPrompt, encoder:
     own, words, *others = _tokens([row.prompt] * len(spans), spans, encoder)
     ends = ~words
     ends[0] = False
-    parts = [reweighted(part, own, others, ends) for part in hidden.split(list(widths), dim=-1)]
-    return torch.cat(parts, dim=-1)
+    parts = torch.split(hidden, list(widths), dim=-1)
+    return torch.cat([reweighted(part, own, others, ends) for part in parts], dim=-1)
 
 
 def _tokens(prompts: Sequence[ComposedPrompt], spans: Sequence[Span], encoder: TextEncoder) -> Tensor:

@@ -78,7 +78,7 @@ def with_plain_rows(
 
 
 def _rows_of_plain_passes(states: Sequence[StoryState]) -> list[int]:
-    first, found = 0, []
+    first, found = 0, list[int]()
     for state in states:
         if state.step_rows > state.rows:
             found += range(first, first + state.rows)

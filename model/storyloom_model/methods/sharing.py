@@ -39,7 +39,7 @@ class Sharing:
     sees: Tensor | None = None
     query_row: Tensor | None = None
     query_weight: Tensor | None = None
-    _draws: dict[int, Tensor] = field(default_factory=dict)
+    _draws: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor]) -> Self | None:
