@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from storyloom_model.jobs import Identity, JobError, StoryJob
+from storyloom_model.jobs import Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.solvers import SOLVERS
 
@@ -13,6 +13,8 @@ MAX_SCALE = 2.0
 """Of a character's identity."""
 MAX_LORA_WEIGHT = 2.0
 """Of a LoRA, either way."""
+MAX_DILATION = 512
+"""Of masks, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
     if job.identities:
         _check_identity_adapter(job, can)
         _check_identities(job, manifest)
+    if job.redenoising is not None:
+        _check_redenoising(job, job.redenoising)
 
 
 def _check_anchors(job: StoryJob, manifest: Manifest, expected: int) -> None:
@@ -105,6 +109,27 @@ def _check_identities(job: StoryJob, manifest: Manifest) -> None:
                 f"{', '.join(keeps)} from references; name one of these, or use another adapter"
             )
         _check_amounts(one)
+
+
+def _check_redenoising(job: StoryJob, asked: Redenoising) -> None:
+    identities, regions = [one.character for one in job.identities], [region.character for region in asked.regions]
+    if not identities:
+        raise JobError(
+            "re-denoising gives characters with references their faces, and none has any; add some, or leave it out"
+        )
+    if sorted(regions) != sorted(identities):
+        raise JobError(
+            f"re-denoising has regions for {', '.join(regions) or 'nobody'}, and {', '.join(identities)} have "
+            "references; give each of these one region"
+        )
+    for region in asked.regions:
+        if region.character not in region.prompt.spans:
+            raise JobError(f"the region prompt of {region.character} does not name the character; write it into it")
+    if not 0 <= asked.start < job.steps:
+        raise JobError(f"re-denoising starts at step {asked.start} of {job.steps}; use 0 to {job.steps - 1}")
+    for name, pixels in (("margin", asked.margin), ("growth", asked.growth)):
+        if not 0 <= pixels <= MAX_DILATION:
+            raise JobError(f"re-denoising has a mask {name} of {pixels} pixels; use 0 to {MAX_DILATION}")
 
 
 def _check_amounts(one: Identity) -> None:

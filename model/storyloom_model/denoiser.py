@@ -31,13 +31,17 @@ from storyloom_model.identity.casting import story_streams
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import IdentityStreams
-from storyloom_model.jobs import AnchorFrame, JobError, StoryJob
+from storyloom_model.jobs import JobError, StoryJob
+from storyloom_model.latents import read_latents, write_latents
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.redenoising.finding import begin_second_passes
+from storyloom_model.redenoising.masks import CharacterFinder
+from storyloom_model.redenoising.second_pass import asked, combined, with_second_pass
 from storyloom_model.runner import Runner
 from storyloom_model.solvers import Solver, check_schedule
 from storyloom_model.state import CompatibilityKey, StoryState
@@ -72,6 +76,9 @@ class Denoiser:
 
     runtime: ClassVar[str] = "torch"
     """What computes. Another one rounds differently and takes no checkpoints of this one."""
+
+    character_finder: CharacterFinder | None = None
+    """Finds the characters between the passes of a story with re-denoising; None: the maps of the first pass do."""
 
     def __init__(
         self,
@@ -160,6 +167,10 @@ class Denoiser:
             JobError: the job asks for what this package cannot do.
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
+        return with_second_pass(job, self._start)
+
+    def _start(self, job: StoryJob) -> StoryState:
+        """The beginning of a pass."""
         prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
         embedded = self._text_encoder.embed([prompt.text for prompt in prompts])
         text, pooled = embedded.hidden, embedded.pooled
@@ -184,7 +195,7 @@ class Denoiser:
             text_keys_values=self._text_keys_values(variant, text),
             token_mask=self._text_encoder.token_mask(prompts, job.characters),
             predicted=torch.zeros_like(latents),
-            anchors=_read_latents(job.anchors, shape).to(text.device),
+            anchors=read_latents(job.anchors, shape).to(text.device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
             identity=self._identity(job),
             pooled_text=pooled,
@@ -209,8 +220,12 @@ class Denoiser:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
+        begin_second_passes(states, self._rule, self.character_finder, self._decoder, self._schedule)
         for together in [states] if self._one_call else [[state] for state in states]:
-            for state, prediction in zip(together, self._predict(together), strict=True):
+            of_each = [asked(state) for state in together]
+            predictions = iter(self._predict([one for own in of_each for one in own]))
+            for state, own in zip(together, of_each, strict=True):
+                prediction = combined(state, [next(predictions) for _ in own])
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
                 state.previous_maps = prediction.maps
                 if not torch.isfinite(state.latents).all():
@@ -270,7 +285,7 @@ class Denoiser:
         """
         if not state.done or state.error is not None:
             raise ValueError(f"only a story that is done has final latents; this one is at step {state.step_index}")
-        return [_write_latents(latents) for latents in state.latents]
+        return [write_latents(latents) for latents in state.latents]
 
     def save(self, state: StoryState) -> bytes:
         """A checkpoint: all that ``restore`` needs, beside the job, to go on from here.
@@ -361,8 +376,8 @@ class Denoiser:
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""
-        if not job.identities or job.identity_adapter is None:
-            return None
+        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
+            return None  # The first of two passes is made from the prompts alone.
         try:
             streams = story_streams(job, self._identity_adapters[job.identity_adapter])
         except FeaturesError as error:
@@ -415,14 +430,3 @@ class Denoiser:
             raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
         if any(pixels % factor for size in self.manifest.sizes for pixels in size):
             raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
-
-
-def _write_latents(latents: Tensor) -> bytes:
-    """One frame's latents [C, h, w] in the form of ``AnchorFrame.latents``."""
-    return latents.float().cpu().contiguous().numpy().astype("<f4").tobytes()
-
-
-def _read_latents(anchors: Sequence[AnchorFrame], shape: tuple[int, int, int]) -> Tensor:
-    """float32 [len(anchors), *shape], on the CPU."""
-    values = np.frombuffer(b"".join(anchor.latents for anchor in anchors), dtype="<f4")
-    return torch.from_numpy(values.astype(np.float32)).reshape(len(anchors), *shape)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storyloom_model.jobs import StoryJob
+from storyloom_model.jobs import Redenoising, StoryJob
 from storyloom_model.package import MANIFEST_FILE, ModelPackage, components_in
 from storyloom_model.prompts import ComposedPrompt
 
@@ -47,8 +47,13 @@ def job_fingerprint(job: StoryJob) -> str:
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
         [job.adapter, job.loras, job.cross_frame, anchors],
         [identities, job.identity_adapter if job.identities else None],
+        None if job.redenoising is None else _redenoising(job.redenoising),
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _redenoising(one: Redenoising) -> list[Any]:
+    return [one.start, one.margin, one.growth, [[region.character, _prompt(region.prompt)] for region in one.regions]]
 
 
 def _prompt(prompt: ComposedPrompt) -> list[Any]:
