@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from storyloom_model.jobs import Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
+from storyloom_model.redenoising.plan import MAX_DILATION
 from storyloom_model.solvers import SOLVERS
 
 MAX_SCALE = 2.0
 """Of a character's identity."""
 MAX_LORA_WEIGHT = 2.0
 """Of a LoRA, either way."""
-MAX_DILATION = 512
-"""Of masks, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)

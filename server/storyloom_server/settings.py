@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server.catalog import SOLVERS, ServedModel
+from storyloom_server.redenoising import ResolvedRedenoising, resolve_redenoising
 from storyloom_server.violations import Findings
 
 _PATH = "story.settings"
@@ -29,6 +30,7 @@ class ResolvedSettings:
     adapter: str
     preview_interval: int
     identity_adapter: str
+    redenoising: ResolvedRedenoising | None
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -43,6 +45,7 @@ class ResolvedSettings:
             consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
+            redenoising=None if self.redenoising is None else self.redenoising.to_wire(),
         )
 
 
@@ -63,6 +66,7 @@ def resolve_settings(
         adapter=_adapter(found, asked, model),
         preview_interval=_preview_interval(found, asked, steps),
         identity_adapter=_identity_adapter(found, asked, model),
+        redenoising=resolve_redenoising(found, asked, width, height),
     )
 
 

@@ -14,6 +14,7 @@ from storyloom_model.noise import frame_seed
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server.catalog import ModelCatalog, ServedModel
 from storyloom_server.identities import WantedIdentity, by_name, check_identities
+from storyloom_server.redenoising import check_somebody
 from storyloom_server.settings import ResolvedSettings, resolve_settings
 from storyloom_server.store import StoryFeatures
 from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text
@@ -90,9 +91,15 @@ def plan_story(
     composed = check_frames(found, story, cast, model)
     settings = resolve_settings(found, story.settings, model, choose_seed)
     wanted = check_identities(found, story, model, catalog, settings.identity_adapter)
+    if settings.redenoising is not None:
+        check_somebody(found, wanted, settings.identity_adapter)
     if found:
         return found.violations
-    return replace(_plan(story, model, settings, composed), wanted=tuple(wanted))
+    plan = replace(_plan(story, model, settings, composed), wanted=tuple(wanted))
+    if settings.redenoising is None:
+        return plan
+    redenoising = settings.redenoising.plan(settings.steps, story.style, cast, wanted)
+    return replace(plan, job=replace(plan.job, redenoising=redenoising))
 
 
 def _plan(

@@ -18,7 +18,7 @@ from storyloom._events import (
     Timings,
 )
 from storyloom._references import Blend, Keep, Reference, Role
-from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
 
 EventMessage = story_service_pb2.GenerateStoryResponse | story_service_pb2.WatchStoryResponse
@@ -167,6 +167,16 @@ def settings_from(message: story_pb2.Settings) -> Settings:
         ),
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
+        redenoising=_redenoising_from(message.redenoising) if message.HasField("redenoising") else None,
+    )
+
+
+def _redenoising_from(message: story_pb2.Redenoising) -> Redenoising:
+    return Redenoising.model_construct(
+        enabled=message.enabled if message.HasField("enabled") else None,
+        start=_shortest(message.start) if message.HasField("start") else None,
+        mask_margin=message.mask_margin if message.HasField("mask_margin") else None,
+        mask_growth=message.mask_growth if message.HasField("mask_growth") else None,
     )
 
 
@@ -214,6 +224,18 @@ def _settings_message(settings: Settings) -> story_pb2.Settings:
         consistency=story_pb2.Consistency(enabled=settings.consistency.enabled, adapter=settings.consistency.adapter),
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
+        redenoising=_redenoising_message(settings.redenoising),
+    )
+
+
+def _redenoising_message(redenoising: Redenoising | None) -> story_pb2.Redenoising | None:
+    if redenoising is None:
+        return None
+    return story_pb2.Redenoising(
+        enabled=redenoising.enabled,
+        start=redenoising.start,
+        mask_margin=redenoising.mask_margin,
+        mask_growth=redenoising.mask_growth,
     )
 
 

@@ -8,6 +8,10 @@ from dataclasses import replace
 from storyloom_model.jobs import AnchorFrame, StoryJob
 
 
+MAX_DILATION = 512
+"""Of masks, in pixels."""
+
+
 def region_frames(job: StoryJob) -> list[tuple[int, ...]]:
     """For each region, the indexes of the frames that show its character; none for a job without re-denoising."""
     if job.redenoising is None:
