@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from storyloom_model.redenoising import second_pass
 from storyloom_model.solvers import SolverHistory
 from storyloom_model.state import StoryState
 
 FORMAT = "1"
-_SOLVER = "solver."
-_KEPT = "kept."
+_SOLVER, _KEPT, _SECOND = "solver.", "kept.", "second."
 
 
 class CheckpointError(ValueError):
@@ -42,6 +42,8 @@ def pack(state: StoryState, fingerprint: str) -> bytes:
         tensors["previous_maps"] = state.previous_maps
     tensors |= {_SOLVER + name: value for name, value in history.tensors.items()}
     tensors |= {_KEPT + name: value for name, value in state.kept.items()}
+    if state.second is not None:
+        tensors |= {_SECOND + name: value for name, value in second_pass.tensors(state.second).items()}
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -72,11 +74,13 @@ def unpack(state: StoryState, data: bytes, fingerprint: str) -> None:
         raise CheckpointError("it is of another job, or of another model, version of the model or number format")
     device = state.latents.device
     on_device = {name: value.to(device, copy=True) for name, value in tensors.items()}
-    solver = {name.removeprefix(_SOLVER): value for name, value in on_device.items() if name.startswith(_SOLVER)}
+    solver, second = (second_pass.named(on_device, prefix) for prefix in (_SOLVER, _SECOND))
     lower_order_steps, last_order = json.loads(metadata["solver"])
     try:
         state.solver.resume(SolverHistory(int(metadata["steps_done"]), lower_order_steps, last_order, solver))
-    except ValueError as error:
+        if state.second is not None:
+            second_pass.restore(state.second, second)
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"it does not fit its story: {error}") from error
     state.latents, state.predicted = on_device["latents"], on_device["predicted"]
     state.previous_maps = on_device.get("previous_maps")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from storyloom_model.controlnets.checks import check_controls
-from storyloom_model.jobs import Identity, JobError, StoryJob
+from storyloom_model.jobs import Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.methods.names import METHODS, MethodName
+from storyloom_model.redenoising.plan import MAX_DILATION
 from storyloom_model.solvers import SOLVERS
 
 MAX_SCALE = 2.0
@@ -69,6 +70,8 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
         if name not in can.controlnets:
             raise JobError(_unknown("ControlNet", name, can, can.controlnets, manifest.controlnets))
     check_controls(job, manifest)
+    if job.redenoising is not None:
+        _check_redenoising(job, job.redenoising)
 
 
 def _check_method(name: str, can: Abilities) -> None:
@@ -130,6 +133,27 @@ def _check_identities(job: StoryJob, manifest: Manifest) -> None:
                 f"{', '.join(keeps)} from references; name one of these, or use another adapter"
             )
         _check_amounts(one)
+
+
+def _check_redenoising(job: StoryJob, asked: Redenoising) -> None:
+    identities, regions = [one.character for one in job.identities], [region.character for region in asked.regions]
+    if not identities:
+        raise JobError(
+            "re-denoising gives characters with references their faces, and none has any; add some, or leave it out"
+        )
+    if sorted(regions) != sorted(identities):
+        raise JobError(
+            f"re-denoising has regions for {', '.join(regions) or 'nobody'}, and {', '.join(identities)} have "
+            "references; give each of these one region"
+        )
+    for region in asked.regions:
+        if region.character not in region.prompt.spans:
+            raise JobError(f"the region prompt of {region.character} does not name the character; write it into it")
+    if not 0 <= asked.start < job.steps:
+        raise JobError(f"re-denoising starts at step {asked.start} of {job.steps}; use 0 to {job.steps - 1}")
+    for name, pixels in (("margin", asked.margin), ("growth", asked.growth)):
+        if not 0 <= pixels <= MAX_DILATION:
+            raise JobError(f"re-denoising has a mask {name} of {pixels} pixels; use 0 to {MAX_DILATION}")
 
 
 def _check_amounts(one: Identity) -> None:

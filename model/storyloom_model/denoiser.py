@@ -48,6 +48,9 @@ from storyloom_model.methods.names import APART, METHODS
 from storyloom_model.methods.registry import REGISTRY
 from storyloom_model.noise import initial_noise
 from storyloom_model.package import ModelPackage, PackageError
+from storyloom_model.redenoising.finding import begin_second_passes
+from storyloom_model.redenoising.masks import CharacterFinder
+from storyloom_model.redenoising.second_pass import asked, combined, with_second_pass
 from storyloom_model.runner import Runner
 from storyloom_model.solvers import Solver, check_schedule
 from storyloom_model.state import CompatibilityKey, LaterText, StoryState
@@ -85,6 +88,9 @@ class Denoiser:
     """What computes. Another one rounds differently and takes no checkpoints of this one."""
     methods: ClassVar[tuple[str, ...]] = METHODS
     """The story methods that it can run."""
+
+    character_finder: CharacterFinder | None = None
+    """Finds the characters between the passes of a story with re-denoising; None: the maps of the first pass do."""
 
     def __init__(
         self,
@@ -192,6 +198,10 @@ class Denoiser:
             JobError: the job asks for what this package cannot do.
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
+        return with_second_pass(job, self._start)
+
+    def _start(self, job: StoryJob) -> StoryState:
+        """The beginning of a pass."""
         name = method_name(job, self.manifest)
         words = self._words(job, REGISTRY[name])
         told = job if words is None else with_prompts(job, [one.prompt for one in words])
@@ -247,10 +257,14 @@ class Denoiser:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
-        for state in states:
-            state.turn_to_later()
+        begin_second_passes(states, self._rule, self.character_finder, self._decoder, self._schedule)
         for together in [states] if self._one_call else [[state] for state in states]:
-            for state, prediction in zip(together, self._predict(together), strict=True):
+            of_each = [asked(state) for state in together]
+            for one in (one for own in of_each for one in own):
+                one.turn_to_later()
+            predictions = iter(self._predict([one for own in of_each for one in own]))
+            for state, own in zip(together, of_each, strict=True):
+                prediction = combined(state, [next(predictions) for _ in own])
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
                 if prediction.maps is not None:
                     state.previous_maps, state.kept = state.method.maps(state.kept, prediction.maps)
@@ -408,8 +422,8 @@ class Denoiser:
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""
-        if not job.identities or job.identity_adapter is None:
-            return None
+        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
+            return None  # The first of two passes is made from the prompts alone.
         try:
             streams = story_streams(job, self._identity_adapters[job.identity_adapter])
         except FeaturesError as error:
@@ -438,7 +452,9 @@ class Denoiser:
     def _words(self, job: StoryJob, method: Method) -> list[WordedPrompt] | None:
         """The prompts with their class words; None where no adapter writes persons into the text."""
         name = job.identity_adapter
-        if not job.identities or name is None or self._identity_adapters[name].words is None:
+        if not job.identities or name is None or job.redenoising is not None:
+            return None  # The first of two passes is made from the prompts alone.
+        if self._identity_adapters[name].words is None:
             return None
         if type(method).text is not Method.text:
             raise JobError(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storyloom_model.jobs import Control, StoryJob
+from storyloom_model.jobs import Control, Redenoising, StoryJob
 from storyloom_model.package import MANIFEST_FILE, ModelPackage, components_in
 from storyloom_model.prompts import ComposedPrompt
 
@@ -47,6 +47,7 @@ def job_fingerprint(job: StoryJob) -> str:
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
         [job.adapter, job.loras, job.cross_frame, job.method, anchors],
         [identities, job.identity_adapter if job.identities else None],
+        None if job.redenoising is None else _redenoising(job.redenoising),
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -54,6 +55,10 @@ def job_fingerprint(job: StoryJob) -> str:
 def _control(control: Control | None) -> list[Any]:
     """Nothing without one, so that jobs which have none keep the names that they had before there were any."""
     return [] if control is None else [control.controlnet, _digest(control.picture), control.scale]
+
+
+def _redenoising(one: Redenoising) -> list[Any]:
+    return [one.start, one.margin, one.growth, [[region.character, _prompt(region.prompt)] for region in one.regions]]
 
 
 def _prompt(prompt: ComposedPrompt) -> list[Any]:

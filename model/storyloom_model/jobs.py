@@ -61,6 +61,36 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """What is made of one character in a second pass: ``prompt`` shows it alone."""
+
+    character: str
+    prompt: ComposedPrompt
+
+    @property
+    def description(self) -> str:
+        """The words for the character."""
+        first, last = self.prompt.spans[self.character][0]
+        return self.prompt.text[first:last]
+
+
+@dataclass(frozen=True, slots=True)
+class Redenoising:
+    """Re-denoising Identity Injection: the story is made from its prompts alone, then the last steps are taken again
+    with the identities of its characters, each in its own place.
+
+    ``start`` is the step that the second pass begins at; it takes those from there to the end. Masks are ``margin``
+    pixels larger than what is found of a character, and grow by up to ``growth`` more until the end. ``regions`` has
+    one for each character with an identity.
+    """
+
+    start: int
+    regions: tuple[Region, ...]
+    margin: int = 10
+    growth: int = 50
+
+
+@dataclass(frozen=True, slots=True)
 class StoryJob:
     """One story, or one window of a long one, with every setting decided.
 
@@ -70,7 +100,8 @@ class StoryJob:
     group of ``frames``: more frames for a story, one frame anew and the later windows of a long story are all jobs
     whose anchors are frames that exist. ``identities`` are of characters with references, and ``identity_adapter``
     names what makes use of them; without identities it is left aside. ``method`` names the story method, of
-    ``methods.names``; "" stands for the package's.
+    ``methods.names``; "" stands for the package's. With ``redenoising`` identities act in a second pass alone; see
+    ``redenoising.plan`` for the rows and steps of it.
     """
 
     frames: tuple[FrameJob, ...]
@@ -87,6 +118,7 @@ class StoryJob:
     identity_adapter: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     method: str = ""
+    redenoising: Redenoising | None = None
 
     @property
     def guided(self) -> bool:
@@ -108,5 +140,5 @@ class StoryJob:
 
     @property
     def rows(self) -> int:
-        """Rows that this story takes in a batch step: frames and anchors, times guidance branches."""
+        """Rows that this story takes in a step of its first pass: frames and anchors, times guidance branches."""
         return self.group * (2 if self.guided else 1)

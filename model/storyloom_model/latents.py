@@ -1,4 +1,4 @@
-"""Latents of finished frames as bytes, in the form of ``AnchorFrame.latents``."""
+"""Final latents as bytes, in the form of ``AnchorFrame.latents``: float32, little-endian, [C, h, w] in C order."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,8 +14,12 @@ from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import StoryJob
 from storyloom_model.methods.method import Method, StepPlan
 from storyloom_model.noise import derived_seed
+from storyloom_model.redenoising.plan import total_steps
 from storyloom_model.solvers import Solver
 from storyloom_model.variants import Variant
+
+if TYPE_CHECKING:
+    from storyloom_model.redenoising.second_pass import SecondPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,10 @@ class StoryState:
     ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None. ``unseen_text`` is bool [rows, T], True for
     tokens that a row leaves out; None: none. ``method`` is the story method, ``kept`` what it keeps from step to step,
     and ``layers`` where the UNet's self-attention layers are.
-    ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
-    ``later`` takes the place of the text and its tokens when its step has come, see ``turn_to_later``.
+    ``previous_maps`` is [G, K, h, w], None until the first step. ``later`` takes the place of the text and its tokens
+    when its step has come, see ``turn_to_later``. ``second`` is what a story with re-denoising carries beside: while
+    its second pass runs, rows are those of its regions, and all of the above but ``solver``, ``latents`` and
+    ``predicted`` stays as the first pass left it. ``error`` says what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -83,12 +90,13 @@ class StoryState:
     unseen_text: Tensor | None = None
     previous_maps: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    second: SecondPass | None = None
     error: str | None = None
     later: LaterText | None = None
 
     def turn_to_later(self) -> None:
         """Puts the later text in its place if the next step is to read it; to be called before every step."""
-        if self.later is None or self.step_index < self.later.start:
+        if self.later is None or self.solver.index < self.later.start:
             return
         later, self.later = self.later, None
         self.text, self.text_keys_values = later.text, later.text_keys_values
@@ -96,18 +104,20 @@ class StoryState:
 
     @property
     def step_index(self) -> int:
-        """Denoising steps done."""
+        """Denoising steps done, in both passes."""
+        if self.second is not None and self.second.begun:
+            return self.solver.steps + self.solver.index - self.second.plan.start
         return self.solver.index
 
     @property
     def steps(self) -> int:
-        """Denoising steps in all."""
-        return self.solver.steps
+        """Denoising steps of all passes."""
+        return total_steps(self.job)
 
     @property
     def done(self) -> bool:
         """True after the last step."""
-        return self.solver.index >= self.solver.steps
+        return self.step_index >= self.steps
 
     @property
     def nbytes(self) -> int:
@@ -115,12 +125,15 @@ class StoryState:
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
-        more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, *self.controls)
-        return sum(one.nbytes for one in more if one is not None) + sum(value.nbytes for value in kept)
+        more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, self.second)
+        optional = sum(one.nbytes for one in (*more, *self.controls) if one is not None)
+        return optional + sum(value.nbytes for value in kept)
 
     @property
     def rows(self) -> int:
-        """Rows of a batch step: frames and anchors, times guidance branches."""
+        """Rows of the next step: frames and anchors, or those of the regions, times guidance branches."""
+        if self.second is not None and self.step_index >= self.solver.steps:
+            return self.second.rows
         return self.job.rows
 
     @property
@@ -136,8 +149,10 @@ class StoryState:
 
     @property
     def uses_maps(self) -> bool:
-        """True when its steps want the maps of the step before: frames see each other, or identities have regions."""
-        return self.crosses_frames or self.identity is not None
+        """True when its steps want the maps of the step before: frames see each other, or identities have regions; or
+        the second pass wants them.
+        """
+        return self.crosses_frames or self.identity is not None or self.second is not None
 
     @property
     def plan(self) -> StepPlan | None:
@@ -154,12 +169,12 @@ class StoryState:
     def draw_keys(self) -> tuple[int, ...]:
         """What random draws of the next step begin with: 32 bits for each row of a branch, by its seed alone."""
         seeds = [*(frame.seed for frame in self.job.frames), *(anchor.seed for anchor in self.job.anchors)]
-        return tuple(derived_seed(seed, self.step_index) >> 32 for seed in seeds)
+        return tuple(derived_seed(seed, self.solver.index) >> 32 for seed in seeds)
 
     @property
     def acting_identity(self) -> IdentityStreams | None:
         """The identity streams as they count in the next step."""
-        weight = self.method.identity_weight(self.step_index, self.steps)
+        weight = self.method.identity_weight(self.solver.index, self.solver.steps)
         if self.identity is None or weight == 1:
             return self.identity
         return replace(self.identity, scale=self.identity.scale * weight)

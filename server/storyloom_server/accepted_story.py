@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storyloom.v1 import story_service_pb2 as pb
+from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.redenoising.plan import part, second_groups, second_steps, total_steps
 from storyloom_model.windows import Window, plan_windows
 from storyloom_server.engine.shapes import compatibility_key
 from storyloom_server.event_log import LoggedEvent
@@ -53,16 +55,28 @@ class AcceptedStory:
         casts = [tuple(frame.prompt.spans) for frame in self.plan.job.frames]
         return plan_windows(casts, self.plan.window_frames, self.plan.window_anchors, finished=self.reused)
 
+    def job_of(self, window: Window, anchors: Sequence[AnchorFrame] = ()) -> StoryJob:
+        """The job that makes a window."""
+        return part(self.plan.job, window.frames, anchors)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all windows."""
+        return sum(total_steps(self.job_of(window)) for window in self.windows)
+
     def spec(self, deadline: float | None) -> StorySpec:
         """The story as admission sees it: its largest window, for as many steps as all windows take."""
         job, windows = self.plan.job, self.windows
         largest = max(windows, key=lambda window: len(window.frames) + len(window.anchors))
+        jobs = [self.job_of(window) for window in windows]
         shape = StoryShape(
             frames=len(largest.frames),
             anchors=len(largest.anchors),
             branches=2 if job.guided else 1,
             pixels=job.width * job.height,
-            steps=job.steps * len(windows),
+            steps=self.steps,
+            second_steps=sum(map(second_steps, jobs)),
+            second_groups=max(map(second_groups, jobs), key=sum),
         )
         return StorySpec(
             story_id=self.story_id,

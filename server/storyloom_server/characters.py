@@ -62,6 +62,10 @@ class Characters:
             description=request.description,
             payload=request.SerializeToString(),
         )
+        return await self.keep(new, encoded)
+
+    async def keep(self, new: NewCharacter, encoded: Features | None) -> pb.CharacterRecord:
+        """Keeps a character that was checked, with what its references show."""
         return await self._record(await self._store.write(_create, new, encoded))
 
     async def get(self, tenant: Tenant, character_id: str) -> pb.CharacterRecord:

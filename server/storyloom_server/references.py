@@ -159,6 +159,14 @@ class References:
         except _Unusable as unusable:
             raise errors.invalid_request(unusable.violations) from unusable
 
+    async def look(self, tenant: str, model: str, asked: Sequence[AskedReference]) -> Features:
+        """What pictures that were made here show; as ``encode``."""
+        found = Findings()
+        read = await self.read(found, asked)
+        if found:
+            raise errors.invalid_request(found.violations)
+        return await self.encode(tenant, model, asked, read)
+
     def encoding_model(self, preferred: Sequence[str]) -> str | None:
         """The first of these models that takes references; None when no engine is there, or none does."""
         return next((model for model in preferred if model in self._engine.encoders), None)

@@ -31,6 +31,7 @@ from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
 from storyloom_server.decoding import RequestDecoder
 from storyloom_server.desk import Desk
+from storyloom_server.discovery import Discoveries
 from storyloom_server.engine.options import EngineOptions, ModelSpec
 from storyloom_server.logs import fields
 from storyloom_server.operations import Operations
@@ -131,7 +132,9 @@ class StoryServer:
         stories = StoryService(orders, self._desk, metrics)
         models = ModelService(gate, catalog, self._engine, self._desk, round(options.max_request_mib * _MIB))
         story_service_pb2_grpc.add_StoryServiceServicer_to_server(stories, self._server)
-        character_service_pb2_grpc.add_CharacterServiceServicer_to_server(CharacterService(characters), self._server)
+        self._discoveries = Discoveries(catalog, orders, self._desk, references, characters)
+        kept = CharacterService(characters, self._discoveries)
+        character_service_pb2_grpc.add_CharacterServiceServicer_to_server(kept, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -155,6 +158,7 @@ class StoryServer:
             closing.push_async_callback(self._engine.close)
             closing.push_async_callback(self._server.stop, _STOP_GRACE_SECONDS)
             closing.push_async_callback(self._desk.leave)
+            closing.push_async_callback(self._discoveries.leave)
             await self._set_health()
             address = self._listen()
             self._operations.start(ready=lambda: self._takes_stories)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server.catalog import SOLVERS, ServedModel
+from storyloom_server.redenoising import ResolvedRedenoising, resolve_redenoising
 from storyloom_server.violations import Findings
 
 _PATH = "story.settings"
@@ -32,6 +33,7 @@ class ResolvedSettings:
     identity_adapter: str
     loras: tuple[tuple[str, float], ...]
     method: str
+    redenoising: ResolvedRedenoising | None
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -47,6 +49,7 @@ class ResolvedSettings:
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
             loras=[pb.LoraWeight(name=name, weight=weight) for name, weight in self.loras],
+            redenoising=None if self.redenoising is None else self.redenoising.to_wire(),
         )
 
 
@@ -69,6 +72,7 @@ def resolve_settings(
         identity_adapter=_identity_adapter(found, asked, model),
         loras=_loras(found, asked, model),
         method=_method(found, asked, model),
+        redenoising=resolve_redenoising(found, asked, width, height),
     )
 
 

@@ -22,6 +22,7 @@ from google.protobuf import json_format
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.redenoising.plan import total_steps
 from storyloom_model.windows import Window
 from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
@@ -102,6 +103,7 @@ class StoryRun:
         self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
         self._steps_before = 0
         self._steps_done = 0
+        self._steps = story.steps
         self._stage: Stage = "queued"
         self._position = queue_position
         self._spec = story.spec(story.scheduling.deadline)
@@ -144,7 +146,7 @@ class StoryRun:
             for window in self.story.windows:
                 if not all(frame in self._frames for frame in window.frames):
                     await self._make(window)
-                self._steps_before += self.story.plan.job.steps
+                self._steps_before += total_steps(self.story.job_of(window))
             await self._done()
         except errors.StoryError as error:
             return await self._fail(error)
@@ -238,9 +240,7 @@ class StoryRun:
             AnchorFrame(frames[index].prompt, frames[index].seed, self._frames[index].latents)
             for index in window.anchors
         )
-        job = replace(self.story.plan.job, frames=tuple(frames[index] for index in window.frames), anchors=anchors)
-        # Of those that only other windows show, nothing is to be known here.
-        return replace(job, identities=tuple(each for each in job.identities if each.character in job.characters))
+        return self.story.job_of(window, anchors)
 
     async def _submit(self, job_id: str, job: StoryJob, window: Window) -> None:
         checkpoint, done_steps = await self._last_checkpoint(window)
@@ -317,7 +317,7 @@ class StoryRun:
                 await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
             case messages.DecodingStarted():
                 self._stage = "decoding"
-                await self._progress(pb.STORY_STAGE_DECODING, step=self.story.plan.job.steps)
+                await self._progress(pb.STORY_STAGE_DECODING, step=total_steps(self.story.job_of(window)))
             case messages.Preview():
                 await self._previews(window, message)
             case messages.Checkpoint():
@@ -347,7 +347,7 @@ class StoryRun:
             progress=pb.StoryProgress(
                 stage=stage,
                 step=self._steps_before + step,
-                steps=self.story.plan.job.steps * len(self.story.windows),
+                steps=self._steps,
                 queue_position=queue_position,
             )
         )

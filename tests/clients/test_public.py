@@ -60,6 +60,7 @@ def test_the_exported_names_are_pinned() -> None:
         "Priority",
         "Problem",
         "Progress",
+        "Redenoising",
         "Reference",
         "RequestIdReused",
         "RetryPolicy",

@@ -47,7 +47,8 @@ frames:
     characters: [mia, tom]
     seed: 7
 settings: {model: storyloom-mini, steps: 25, guidance_scale: 5, solver: ddim, width: 128, height: 96, seed: 1,
-  preview_interval: 5, consistency: {enabled: true, adapter: amsa-mask, method: consistory}, loras: {ink: 0.8, wash: -1}}
+  preview_interval: 5, consistency: {enabled: true, adapter: amsa-mask, method: consistory},
+  loras: {ink: 0.8, wash: -1}}
 negative_prompt: blurry
 """,
     )

@@ -186,6 +186,25 @@ class AsyncStoryClient(AsyncCalls):
     ) -> CharacterRecord:
         return await self._run(operations.create_character(name, description, references), timeout)
 
+    @same_doc(StoryClient.discover_character)
+    async def discover_character(
+        self,
+        name: str,
+        description: str,
+        *,
+        style: str = "",
+        candidates: int | None = None,
+        rounds: int | None = None,
+        seed: int | None = None,
+        model: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> CharacterRecord:
+        return await self._run(
+            operations.discover_character(name, description, style, candidates, rounds, seed, model, request_id),
+            timeout,
+        )
+
     @same_doc(StoryClient.get_character)
     async def get_character(self, character_id: str, *, timeout: float | None = None) -> CharacterRecord:
         return await self._run(operations.get_character(character_id), timeout)

@@ -268,6 +268,38 @@ class StoryClient(Calls):
         """
         return self._run(operations.create_character(name, description, references), timeout)
 
+    def discover_character(
+        self,
+        name: str,
+        description: str,
+        *,
+        style: str = "",
+        candidates: int | None = None,
+        rounds: int | None = None,
+        seed: int | None = None,
+        model: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> CharacterRecord:
+        """Finds how a character looks from its description alone, and keeps it as `create_character` does.
+
+        The server makes candidate pictures, which takes as long as a story of so many frames, and keeps what most of
+        them agree on. The record's notes say which. The server goes on when this is given up; the same `request_id`
+        joins in, or finds what came of it.
+
+        :param style: put in front of the description in each candidate's prompt, such as ``"a photo of"``.
+        :param candidates: pictures, 4 to 64; None: the server's default.
+        :param rounds: of the filter; None: the server's default.
+        :param seed: of the candidates; None: chosen by the server.
+        :param model: one with identity adapters; empty: the first.
+        :param timeout: None: as long as it takes.
+        :raises InvalidRequest: when the server refuses it.
+        """
+        return self._run(
+            operations.discover_character(name, description, style, candidates, rounds, seed, model, request_id),
+            timeout,
+        )
+
     def get_character(self, character_id: str, *, timeout: float | None = None) -> CharacterRecord:
         """Returns a character that the server keeps."""
         return self._run(operations.get_character(character_id), timeout)

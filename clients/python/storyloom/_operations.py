@@ -155,6 +155,31 @@ def create_character(name: str, description: str, references: Iterable[Any]) -> 
     return Operation(method, request, response, _character, repeatable=False, seconds=_UPLOAD_SECONDS)
 
 
+def discover_character(
+    name: str,
+    description: str,
+    style: str,
+    candidates: int | None,
+    rounds: int | None,
+    seed: int | None,
+    model: str,
+    request_id: str | None,
+) -> Operation[CharacterRecord]:
+    """Finds a character. With its request id the server may be asked again."""
+    request = characters_pb.DiscoverCharacterRequest(
+        name=name,
+        description=description,
+        style=style,
+        candidates=candidates or 0,
+        rounds=rounds or 0,
+        seed=seed,
+        model=model,
+        request_id=request_id or str(uuid.uuid4()),
+    )
+    response = characters_pb.DiscoverCharacterResponse
+    return Operation(f"/{_CHARACTERS}/DiscoverCharacter", request, response, _character, seconds=None)
+
+
 def get_character(character_id: str) -> Operation[CharacterRecord]:
     """Reads a character."""
     request = characters_pb.GetCharacterRequest(character_id=character_id)

@@ -137,6 +137,27 @@ class Consistency(_Model):
     method: str = ""
 
 
+class Redenoising(_Model):
+    """A second pass that gives characters with references their looks, each in its own place. What is absent takes the
+    server's default. In a story file, ``true`` stands for all defaults.
+
+    :ivar enabled: False goes without.
+    :ivar start: where the second pass starts, as a share of the steps, from 0 to below 1.
+    :ivar mask_margin: pixels by which masks are larger than what is found of a character.
+    :ivar mask_growth: pixels by which they have grown more at the end.
+    """
+
+    enabled: Annotated[bool, Strict()] | None = None
+    start: Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    mask_margin: _UInt32 | None = None
+    mask_growth: _UInt32 | None = None
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _from_switch(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else value
+
+
 class Settings(_Model):
     """Generation settings. What is absent takes the model's default.
 
@@ -149,6 +170,7 @@ class Settings(_Model):
     :ivar identity_adapter: of the model, which makes use of references; empty: its default; ``"none"``: they are left
         aside.
     :ivar loras: LoRA of the model by name, with how much of each is added, -2 to 2.
+    :ivar redenoising: a second pass for the looks of characters with references; absent: none.
     """
 
     model: str = ""
@@ -162,6 +184,7 @@ class Settings(_Model):
     preview_interval: _UInt32 = 0
     identity_adapter: str = ""
     loras: dict[_Text, Annotated[float, Strict(), Field(ge=-2, le=2, allow_inf_nan=False)]] = {}
+    redenoising: Redenoising | None = None
 
 
 def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from storyloom._errors import Problem, StoryFileError
 from storyloom._poses import Pose
 from storyloom._references import Blend, Reference
-from storyloom._story import Character, Consistency, Frame, Settings, Story, did_you_mean
+from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Story, did_you_mean
 from storyloom._yaml import Document, Mark, YamlError, parse
 
 Loc = tuple[str | int, ...]
@@ -135,5 +135,7 @@ def _model_at(loc: Loc) -> type[BaseModel]:
         return Pose
     if loc[-1:] == ("consistency",):
         return Consistency
+    if loc[-1:] == ("redenoising",):
+        return Redenoising
     sections: dict[str, type[BaseModel]] = {"characters": Character, "frames": Frame, "settings": Settings}
     return sections.get(str(loc[0]), Story) if loc else Story

@@ -19,7 +19,7 @@ from storyloom._events import (
 )
 from storyloom._poses import ControlKind, Pose
 from storyloom._references import Blend, Keep, Reference, Role
-from storyloom._story import Character, Consistency, Frame, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
 
 EventMessage = story_service_pb2.GenerateStoryResponse | story_service_pb2.WatchStoryResponse
@@ -184,6 +184,16 @@ def settings_from(message: story_pb2.Settings) -> Settings:
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
         loras={each.name: _shortest(each.weight) if each.HasField("weight") else 1.0 for each in message.loras},
+        redenoising=_redenoising_from(message.redenoising) if message.HasField("redenoising") else None,
+    )
+
+
+def _redenoising_from(message: story_pb2.Redenoising) -> Redenoising:
+    return Redenoising.model_construct(
+        enabled=message.enabled if message.HasField("enabled") else None,
+        start=_shortest(message.start) if message.HasField("start") else None,
+        mask_margin=message.mask_margin if message.HasField("mask_margin") else None,
+        mask_growth=message.mask_growth if message.HasField("mask_growth") else None,
     )
 
 
@@ -241,6 +251,18 @@ def _settings_message(settings: Settings) -> story_pb2.Settings:
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
         loras=[story_pb2.LoraWeight(name=name, weight=weight) for name, weight in settings.loras.items()],
+        redenoising=_redenoising_message(settings.redenoising),
+    )
+
+
+def _redenoising_message(redenoising: Redenoising | None) -> story_pb2.Redenoising | None:
+    if redenoising is None:
+        return None
+    return story_pb2.Redenoising(
+        enabled=redenoising.enabled,
+        start=redenoising.start,
+        mask_margin=redenoising.mask_margin,
+        mask_growth=redenoising.mask_growth,
     )
 
 

@@ -35,6 +35,7 @@ from storyloom_server.scheduler import (
     Scheduler,
     Status,
     Step,
+    StoryShape,
     Work,
 )
 
@@ -45,15 +46,19 @@ _BEAT_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Job:
-    """A job of the engine, and the ``rows`` of its steps. ``marks`` are monotonic seconds at which its stages began.
+    """A job of the engine, and its ``shape``. ``marks`` are monotonic seconds at which its stages began.
     ``state`` and ``pace`` come with encoding, ``latents`` of each frame with the last step."""
 
     submit: messages.Submit
-    rows: int
+    shape: StoryShape
     marks: dict[Status, float] = field(default_factory=dict)
     state: State | None = None
     pace: CheckpointPace | None = None
     latents: Sequence[bytes] = ()
+
+    def rows_of(self, step: int) -> int:
+        """Rows of the step that was the ``step``-th."""
+        return self.shape.loads_after(step - 1)[0][1].rows
 
     @property
     def encoded(self) -> State:
@@ -162,7 +167,7 @@ class Engine:
         except ValueError as error:
             self._tell(messages.JobFailed(submit.job_id, "ENGINE_ERROR", f"the job makes no sense: {error}"))
             return
-        self._jobs[submit.job_id] = _Job(submit, spec.shape.rows)
+        self._jobs[submit.job_id] = _Job(submit, spec.shape)
         self._scheduler.submit(spec)
         self._tell_positions()
 
@@ -171,7 +176,7 @@ class Engine:
         if job is None:
             return
         self._drop(job_id, Status.CANCELLED)
-        log.info("job cancelled", extra=fields(job_id=job_id, rows_freed=job.rows, open=len(self._jobs)))
+        log.info("job cancelled", extra=fields(job_id=job_id, rows_freed=job.shape.rows, open=len(self._jobs)))
         self._tell_positions()
 
     def _load_model(self, message: messages.LoadModel) -> None:
@@ -275,7 +280,7 @@ class Engine:
         batch = messages.BatchStepped(
             steps={job_id: state.step_index for job_id, state in stepped.items() if state.error is None},
             seconds=seconds,
-            rows=sum(self._jobs[job_id].rows for job_id in stepped),
+            rows=sum(self._jobs[job_id].rows_of(state.step_index) for job_id, state in stepped.items()),
             jobs=len(stepped),
             width=first.width,
             height=first.height,

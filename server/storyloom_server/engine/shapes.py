@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from storyloom_model.jobs import StoryJob
 from storyloom_model.manifest import Manifest
 from storyloom_model.methods.names import APART
+from storyloom_model.redenoising.plan import second_groups, second_steps, total_steps
 from storyloom_server import messages
 from storyloom_server.scheduler import StoryShape, StorySpec
 
@@ -24,7 +25,9 @@ def story_shape(job: StoryJob) -> StoryShape:
         anchors=len(job.anchors),
         branches=2 if job.guided else 1,
         pixels=job.width * job.height,
-        steps=job.steps,
+        steps=total_steps(job),
+        second_steps=second_steps(job),
+        second_groups=second_groups(job),
     )
 
 

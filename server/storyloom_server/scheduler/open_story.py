@@ -25,10 +25,12 @@ class OpenStory:
     ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
     ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready; before
     that it is infinite, or minus infinite once the story has waited too long to be let in.
-    ``steps_left`` counts down; ``frames_left`` are the indexes still to be decoded.
+    ``steps_left`` counts down, those of a second pass included; ``frames_left`` are the indexes still to be decoded.
+    ``load`` is that of the next step, ``held`` that of the largest, by which the story's state is counted.
 
     The last fields are prices in seconds, which hold while the cost model does (see ``price``). ``step_seconds`` is a
     step alone, ``marginal_seconds`` what the story adds to a step of others, ``story_seconds`` the whole story alone;
+    ``later`` are steps of another load than the next one's, and the seconds of all of them;
     ``impatience`` is the weight of a second's delay: more for a more urgent story, less for one that takes long anyway.
     """
 
@@ -41,31 +43,49 @@ class OpenStory:
     steps_left: int = 0
     frames_left: deque[int] = field(default_factory=deque)
     load: Load = Load()  # noqa: RUF009 - frozen
+    held: Load = Load()  # noqa: RUF009 - frozen
     step_seconds: float = 0.0
     marginal_seconds: float = 0.0
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
     story_seconds: float = 0.0
+    later: tuple[int, float] = (0, 0.0)
     impatience: float = 0.0
 
     @classmethod
     def of(cls, spec: StorySpec, order: int, *, now: float, batches: int) -> OpenStory:
         frames = deque(range(spec.shape.frames))
-        left = spec.shape.steps - spec.done_steps
-        return cls(spec, order, now, batches, steps_left=left, frames_left=frames, load=spec.shape.load)
+        held = spec.shape.load
+        story = cls(spec, order, now, batches, frames_left=frames, load=held, held=held)
+        story.be_at(spec.done_steps)
+        return story
 
     @property
     def done_steps(self) -> int:
         return self.spec.shape.steps - self.steps_left
 
+    def be_at(self, done_steps: int) -> bool:
+        """Counts steps as done; True when the next one has another load, so that prices are out of date."""
+        shape = self.spec.shape
+        self.steps_left = shape.steps - done_steps
+        if not shape.second_steps:
+            return False
+        before = self.load
+        self.load = next((load for _, load in shape.loads_after(done_steps)), before)
+        return self.load != before
+
     def price(self, coefficients: CostCoefficients) -> None:
-        """Brings the prices up to date: when the story comes, and whenever the coefficients are others."""
+        """Brings the prices up to date: when the story comes, and whenever the coefficients or its load are others."""
         shape = self.spec.shape
         self.step_seconds = max(coefficients.step_seconds(self.load), 1e-9)
         self.marginal_seconds = coefficients.marginal_seconds(self.load)
         self.encode_seconds = coefficients.encode_seconds(shape)
         self.decode_seconds = coefficients.decode_seconds(shape, shape.frames)
         self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
+        if shape.second_steps:
+            self.story_seconds = coefficients.story_seconds(shape)
+            rest = shape.loads_after(self.done_steps)[1:]
+            self.later = sum(n for n, _ in rest), sum(n * coefficients.step_seconds(load) for n, load in rest)
         self.impatience = self.spec.priority / self.story_seconds
 
     def rank(self, now: float, left_out: float) -> Rank:
@@ -78,7 +98,8 @@ class OpenStory:
         """
         if self.waiting_since <= left_out:
             return (0, self.queued_since if self.status is Status.QUEUED else self.waiting_since, self.order, self)
-        left = self.steps_left * self.step_seconds + self.decode_seconds
+        later_steps, later_seconds = self.later
+        left = (self.steps_left - later_steps) * self.step_seconds + later_seconds + self.decode_seconds
         if self.status is Status.QUEUED:
             left += self.encode_seconds
         deadline = self.spec.deadline

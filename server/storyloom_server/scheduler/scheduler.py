@@ -133,8 +133,8 @@ class Scheduler:
         ``done_steps``: those that it has in fact; None: as many as it was submitted with.
         """
         story = self._expect(story_id, Status.ENCODING)
-        if done_steps is not None:
-            story.steps_left = story.spec.shape.steps - done_steps
+        if done_steps is not None and story.be_at(done_steps):
+            story.price(self._prices())
         if seconds is not None:
             self._cost.observe_encode(story.spec.shape, seconds)
             self._fair.charge(story.spec.tenant, seconds)
@@ -156,7 +156,8 @@ class Scheduler:
         self._charge(batch, seconds)
         self._count_batch(batch)
         for story in batch:
-            story.steps_left -= 1
+            if story.be_at(story.done_steps + 1):
+                story.price(self._prices())
             interval = story.spec.preview_interval
             if story.steps_left == 0:
                 self._denoised(story)
@@ -294,9 +295,9 @@ class Scheduler:
         found = []
         room: dict[Load, bool] = {}  # Many stories are of the same shape.
         for story in self._by_status[Status.QUEUED].values():
-            fits = room.get(story.load)
+            fits = room.get(story.held)
             if fits is None:
-                fits = room[story.load] = self._has_room(story.load)
+                fits = room[story.held] = self._has_room(story.held)
             if fits:
                 found.append(story)
             elif self._overdue(story):
@@ -310,7 +311,7 @@ class Scheduler:
             return True
         if active.stories >= limits.max_active_stories or active.rows + load.rows > limits.max_active_rows:
             return False
-        holding = (story.load for status in _HOLDING_STATE for story in self._by_status[status].values())
+        holding = (story.held for status in _HOLDING_STATE for story in self._by_status[status].values())
         return self._memory.has_room(max(*holding, load, key=_row_megapixels), active + load)
 
     def _move(self, story: OpenStory, status: Status) -> None:
@@ -320,9 +321,9 @@ class Scheduler:
         if status not in FINAL:
             self._by_status[status][story_id] = story
         if story.status in _HOLDING_STATE:
-            self._active -= story.load
+            self._active -= story.held
         if status in _HOLDING_STATE:
-            self._active += story.load
+            self._active += story.held
         story.status = status
 
     def _next_decode(self) -> Decode | None:

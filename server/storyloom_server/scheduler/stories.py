@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,7 +73,9 @@ class StoryShape:
     """What decides a story's cost.
 
     ``frames`` become pictures. ``anchors`` are frames that only lend their keys: they are rows like any other and never
-    decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame.
+    decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame. ``steps`` are
+    those of all passes; the last ``second_steps`` of them are a second pass, whose rows are not the frames but some of
+    them in groups of their own: ``second_groups`` are the sizes of these.
 
     Raises:
         ValueError: a number is out of range.
@@ -84,22 +86,38 @@ class StoryShape:
     pixels: int
     steps: int
     anchors: int = 0
+    second_steps: int = 0
+    second_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.frames, self.pixels, self.steps) < 1 or self.anchors < 0 or self.branches not in (1, 2):
             raise ValueError(f"{self} is no story; frames, pixels and steps must be 1 or more, branches 1 or 2")
+        groups = bool(self.second_groups) and min(self.second_groups) > 0
+        if not 0 <= self.second_steps < self.steps or groups != bool(self.second_steps):
+            raise ValueError(f"{self} is no story; a second pass takes some of the steps, with groups of 1 or more")
 
     @property
     def rows(self) -> int:
-        """Rows of a batch step that the story takes; never split."""
-        return (self.frames + self.anchors) * self.branches
+        """Rows of the largest batch step that the story takes; never split."""
+        return self.load.rows
 
     @property
     def load(self) -> Load:
-        """What the story adds to a batch step."""
+        """What the story adds to a batch step at most."""
+        return max(load for _, load in self.loads_after(0))
+
+    def loads_after(self, done_steps: int) -> list[tuple[int, Load]]:
+        """What the story adds to the batch steps that are left after so many: numbers of steps, and their load."""
+        first = max(self.steps - self.second_steps - done_steps, 0)
+        second = min(self.steps - done_steps, self.second_steps)
+        passes = [(first, [self.frames + self.anchors]), (second, self.second_groups)]
+        return [(count, self._load(groups)) for count, groups in passes if count]
+
+    def _load(self, groups: Sequence[int]) -> Load:
         megapixels = self.pixels / MEGAPIXEL
-        pairs = self.branches * (self.frames + self.anchors) ** 2
-        return Load(1, self.rows, self.rows * megapixels, pairs * megapixels**2)
+        rows = self.branches * sum(groups)
+        pairs = self.branches * sum(frames**2 for frames in groups)
+        return Load(1, rows, rows * megapixels, pairs * megapixels**2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from storyloom.v1 import character_service_pb2 as pb
 from storyloom.v1 import character_service_pb2_grpc
 from storyloom_server.authentication import current_tenant
 from storyloom_server.characters import Characters
+from storyloom_server.discovery import Discoveries
 from storyloom_server.services.calls import Context, answered, page_size
 
 
@@ -12,10 +13,12 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
 
     Args:
         characters: keeps them.
+        discoveries: finds them.
     """
 
-    def __init__(self, characters: Characters) -> None:
+    def __init__(self, characters: Characters, discoveries: Discoveries) -> None:
         self._characters = characters
+        self._discoveries = discoveries
 
     @answered
     async def CreateCharacter(  # noqa: N802
@@ -50,3 +53,10 @@ class CharacterService(character_service_pb2_grpc.CharacterServiceServicer):
         tenant = current_tenant()
         await self._characters.delete(tenant, request.character_id)
         return pb.DeleteCharacterResponse()
+
+    @answered
+    async def DiscoverCharacter(  # noqa: N802
+        self, request: pb.DiscoverCharacterRequest, context: Context
+    ) -> pb.DiscoverCharacterResponse:
+        """Finds a character from its description."""
+        return await self._discoveries.discover(current_tenant(), request)

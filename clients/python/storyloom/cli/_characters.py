@@ -46,6 +46,41 @@ def create(
 
 
 @connected
+def discover(
+    connection: Connection,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="For you, to tell it from others.", show_default=False)],
+    description: Annotated[str, typer.Option("--description", "-d", help="How it looks.", show_default=False)],
+    style: Annotated[str, typer.Option(help='In front of the description, such as "a photo of".')] = "",
+    candidates: Annotated[int | None, typer.Option(min=4, max=64, help="Pictures to find it in.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=8, help="Rounds of the filter.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the candidates.")] = None,
+    model: Annotated[str, typer.Option(help="A model that takes references.")] = "",
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", metavar="ID", help="Joins what an earlier call with this id began.")
+    ] = None,
+) -> None:
+    """Find a character from its description alone, and print its id, for `id:` in story files.
+
+    The server makes candidate pictures and keeps the looks that most of them agree on. It goes on when this is
+    interrupted; the same --request-id joins in.
+    """
+    with connection.client() as client, explained_errors(connection.server):
+        found = client.discover_character(
+            name,
+            description,
+            style=style,
+            candidates=candidates,
+            rounds=rounds,
+            seed=seed,
+            model=model,
+            request_id=request_id,
+        )
+    for note in found.reference_notes:
+        complain(note)
+    typer.echo(found.character_id)
+
+
+@connected
 def list_characters(
     connection: Connection,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
@@ -79,5 +114,11 @@ def delete(connection: Connection, character_id: _Id) -> None:
     typer.echo(f"{character_id}: deleted")
 
 
-for _name, _command in (("create", create), ("list", list_characters), ("show", show), ("delete", delete)):
+for _name, _command in (
+    ("create", create),
+    ("discover", discover),
+    ("list", list_characters),
+    ("show", show),
+    ("delete", delete),
+):
     app.command(_name, epilog=EXIT_CODES)(_command)

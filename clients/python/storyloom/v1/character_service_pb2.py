@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from storyloom.v1 import story_pb2 as storyloom_dot_v1_dot_story__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$storyloom/v1/character_service.proto\x12\x0cstoryloom.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18storyloom/v1/story.proto\"\xc4\x01\n\x0f\x43haracterRecord\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nreferences\x18\x04 \x01(\r\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0freference_notes\x18\x06 \x03(\t\x12\x1a\n\x12references_encoded\x18\x07 \x01(\x08\"\x84\x01\n\x16\x43reateCharacterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nreferences\x18\x03 \x03(\x0c\x12\x33\n\x12reference_pictures\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\"K\n\x17\x43reateCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\"+\n\x13GetCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"H\n\x14GetCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\">\n\x15ListCharactersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListCharactersResponse\x12\x31\n\ncharacters\x18\x01 \x03(\x0b\x32\x1d.storyloom.v1.CharacterRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x16\x44\x65leteCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteCharacterResponse2\x86\x03\n\x10\x43haracterService\x12^\n\x0f\x43reateCharacter\x12$.storyloom.v1.CreateCharacterRequest\x1a%.storyloom.v1.CreateCharacterResponse\x12U\n\x0cGetCharacter\x12!.storyloom.v1.GetCharacterRequest\x1a\".storyloom.v1.GetCharacterResponse\x12[\n\x0eListCharacters\x12#.storyloom.v1.ListCharactersRequest\x1a$.storyloom.v1.ListCharactersResponse\x12^\n\x0f\x44\x65leteCharacter\x12$.storyloom.v1.DeleteCharacterRequest\x1a%.storyloom.v1.DeleteCharacterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$storyloom/v1/character_service.proto\x12\x0cstoryloom.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18storyloom/v1/story.proto\"\xc4\x01\n\x0f\x43haracterRecord\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nreferences\x18\x04 \x01(\r\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0freference_notes\x18\x06 \x03(\t\x12\x1a\n\x12references_encoded\x18\x07 \x01(\x08\"\x84\x01\n\x16\x43reateCharacterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nreferences\x18\x03 \x03(\x0c\x12\x33\n\x12reference_pictures\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\"K\n\x17\x43reateCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\"+\n\x13GetCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"H\n\x14GetCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\">\n\x15ListCharactersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListCharactersResponse\x12\x31\n\ncharacters\x18\x01 \x03(\x0b\x32\x1d.storyloom.v1.CharacterRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaf\x01\n\x18\x44iscoverCharacterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\x12\x12\n\ncandidates\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05model\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x07\n\x05_seed\"\x80\x01\n\x19\x44iscoverCharacterResponse\x12\x30\n\tcharacter\x18\x01 \x01(\x0b\x32\x1d.storyloom.v1.CharacterRecord\x12\x31\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x1f.storyloom.v1.DiscoveryEvidence\"\x84\x01\n\x11\x44iscoveryEvidence\x12\x10\n\x08story_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ompared\x18\x02 \x03(\r\x12\x0c\n\x04kept\x18\x03 \x03(\r\x12\x0f\n\x07nearest\x18\x04 \x01(\r\x12,\n\x06rounds\x18\x05 \x03(\x0b\x32\x1c.storyloom.v1.DiscoveryRound\"0\n\x0e\x44iscoveryRound\x12\x0e\n\x06\x66rames\x18\x01 \x03(\r\x12\x0e\n\x06\x65rrors\x18\x02 \x03(\x02\".\n\x16\x44\x65leteCharacterRequest\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteCharacterResponse2\xec\x03\n\x10\x43haracterService\x12^\n\x0f\x43reateCharacter\x12$.storyloom.v1.CreateCharacterRequest\x1a%.storyloom.v1.CreateCharacterResponse\x12U\n\x0cGetCharacter\x12!.storyloom.v1.GetCharacterRequest\x1a\".storyloom.v1.GetCharacterResponse\x12[\n\x0eListCharacters\x12#.storyloom.v1.ListCharactersRequest\x1a$.storyloom.v1.ListCharactersResponse\x12^\n\x0f\x44\x65leteCharacter\x12$.storyloom.v1.DeleteCharacterRequest\x1a%.storyloom.v1.DeleteCharacterResponse\x12\x64\n\x11\x44iscoverCharacter\x12&.storyloom.v1.DiscoverCharacterRequest\x1a\'.storyloom.v1.DiscoverCharacterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,10 +47,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHARACTERSREQUEST']._serialized_end=705
   _globals['_LISTCHARACTERSRESPONSE']._serialized_start=707
   _globals['_LISTCHARACTERSRESPONSE']._serialized_end=807
-  _globals['_DELETECHARACTERREQUEST']._serialized_start=809
-  _globals['_DELETECHARACTERREQUEST']._serialized_end=855
-  _globals['_DELETECHARACTERRESPONSE']._serialized_start=857
-  _globals['_DELETECHARACTERRESPONSE']._serialized_end=882
-  _globals['_CHARACTERSERVICE']._serialized_start=885
-  _globals['_CHARACTERSERVICE']._serialized_end=1275
+  _globals['_DISCOVERCHARACTERREQUEST']._serialized_start=810
+  _globals['_DISCOVERCHARACTERREQUEST']._serialized_end=985
+  _globals['_DISCOVERCHARACTERRESPONSE']._serialized_start=988
+  _globals['_DISCOVERCHARACTERRESPONSE']._serialized_end=1116
+  _globals['_DISCOVERYEVIDENCE']._serialized_start=1119
+  _globals['_DISCOVERYEVIDENCE']._serialized_end=1251
+  _globals['_DISCOVERYROUND']._serialized_start=1253
+  _globals['_DISCOVERYROUND']._serialized_end=1301
+  _globals['_DELETECHARACTERREQUEST']._serialized_start=1303
+  _globals['_DELETECHARACTERREQUEST']._serialized_end=1349
+  _globals['_DELETECHARACTERRESPONSE']._serialized_start=1351
+  _globals['_DELETECHARACTERRESPONSE']._serialized_end=1376
+  _globals['_CHARACTERSERVICE']._serialized_start=1379
+  _globals['_CHARACTERSERVICE']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

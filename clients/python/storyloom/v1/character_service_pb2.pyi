@@ -74,6 +74,56 @@ class ListCharactersResponse(_message.Message):
     next_page_token: str
     def __init__(self, characters: _Optional[_Iterable[_Union[CharacterRecord, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class DiscoverCharacterRequest(_message.Message):
+    __slots__ = ("name", "description", "style", "candidates", "rounds", "seed", "model", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    STYLE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    style: str
+    candidates: int
+    rounds: int
+    seed: int
+    model: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., style: _Optional[str] = ..., candidates: _Optional[int] = ..., rounds: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class DiscoverCharacterResponse(_message.Message):
+    __slots__ = ("character", "evidence")
+    CHARACTER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    character: CharacterRecord
+    evidence: DiscoveryEvidence
+    def __init__(self, character: _Optional[_Union[CharacterRecord, _Mapping[str, object]]] = ..., evidence: _Optional[_Union[DiscoveryEvidence, _Mapping[str, object]]] = ...) -> None: ...
+
+class DiscoveryEvidence(_message.Message):
+    __slots__ = ("story_id", "compared", "kept", "nearest", "rounds")
+    STORY_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    story_id: str
+    compared: _containers.RepeatedScalarFieldContainer[int]
+    kept: _containers.RepeatedScalarFieldContainer[int]
+    nearest: int
+    rounds: _containers.RepeatedCompositeFieldContainer[DiscoveryRound]
+    def __init__(self, story_id: _Optional[str] = ..., compared: _Optional[_Iterable[int]] = ..., kept: _Optional[_Iterable[int]] = ..., nearest: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[DiscoveryRound, _Mapping[str, object]]]] = ...) -> None: ...
+
+class DiscoveryRound(_message.Message):
+    __slots__ = ("frames", "errors")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedScalarFieldContainer[int]
+    errors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, frames: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class DeleteCharacterRequest(_message.Message):
     __slots__ = ("character_id",)
     CHARACTER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class CharacterServiceStub:
                 request_serializer=storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterRequest.SerializeToString,
                 response_deserializer=storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterResponse.FromString,
                 _registered_method=True)
+        self.DiscoverCharacter = channel.unary_unary(
+                '/storyloom.v1.CharacterService/DiscoverCharacter',
+                request_serializer=storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterRequest.SerializeToString,
+                response_deserializer=storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterResponse.FromString,
+                _registered_method=True)
 
 
 class CharacterServiceServicer:
@@ -88,6 +93,16 @@ class CharacterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscoverCharacter(self, request, context):
+        """Iterative Identity Discovery (IdentityStory): makes candidate pictures of a description, as a story of low priority,
+        finds the looks that most of them agree on, and keeps these as a character. Answers when it is done, which takes as
+        long as that story does. It goes on when the caller leaves; the same request_id then joins it, or finds what came of
+        it. What a stopped server left of it, a later call with the same request_id takes up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CharacterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +125,11 @@ def add_CharacterServiceServicer_to_server(servicer, server):
                     servicer.DeleteCharacter,
                     request_deserializer=storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterRequest.FromString,
                     response_serializer=storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterResponse.SerializeToString,
+            ),
+            'DiscoverCharacter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscoverCharacter,
+                    request_deserializer=storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterRequest.FromString,
+                    response_serializer=storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +241,33 @@ class CharacterService:
             '/storyloom.v1.CharacterService/DeleteCharacter',
             storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterRequest.SerializeToString,
             storyloom_dot_v1_dot_character__service__pb2.DeleteCharacterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscoverCharacter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storyloom.v1.CharacterService/DiscoverCharacter',
+            storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterRequest.SerializeToString,
+            storyloom_dot_v1_dot_character__service__pb2.DiscoverCharacterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -139,8 +139,20 @@ class Consistency(_message.Message):
     method: str
     def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
 
+class Redenoising(_message.Message):
+    __slots__ = ("enabled", "start", "mask_margin", "mask_growth")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    MASK_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    MASK_GROWTH_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    start: float
+    mask_margin: int
+    mask_growth: int
+    def __init__(self, enabled: _Optional[bool] = ..., start: _Optional[float] = ..., mask_margin: _Optional[int] = ..., mask_growth: _Optional[int] = ...) -> None: ...
+
 class Settings(_message.Message):
-    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras")
+    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras", "redenoising")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +164,7 @@ class Settings(_message.Message):
     PREVIEW_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
+    REDENOISING_FIELD_NUMBER: _ClassVar[int]
     model: str
     steps: int
     guidance_scale: float
@@ -163,7 +176,8 @@ class Settings(_message.Message):
     preview_interval: int
     identity_adapter: str
     loras: _containers.RepeatedCompositeFieldContainer[LoraWeight]
-    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[LoraWeight, _Mapping[str, object]]]] = ...) -> None: ...
+    redenoising: Redenoising
+    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[LoraWeight, _Mapping[str, object]]]] = ..., redenoising: _Optional[_Union[Redenoising, _Mapping[str, object]]] = ...) -> None: ...
 
 class LoraWeight(_message.Message):
     __slots__ = ("name", "weight")
