@@ -28,7 +28,7 @@ from storyloom_model.package import ModelPackage, write_manifest
 from tests.model.tiny import build_tiny_package, tiny_unet
 
 FACE, WIDTH = 16, 32
-ENCODERS = "tiny-encoders"
+ENCODERS = "tiny"
 
 
 class TinyMaker(StreamMaker):
