@@ -8,8 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter quality-judge quality-identity \
-        quality-references clean
+        train-adapter quality-judge quality-identity clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -109,9 +108,6 @@ train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=storymaker or 
 
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)
-
-quality-references: $(VENV)/.dev  ## measure what frames take over from one reference picture of held-out people
-	$(BIN)/python -m benchmarks.quality.references $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out
