@@ -103,7 +103,7 @@ quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
 	@$(BIN)/python -m benchmarks.quality.judge_training
 
 METHOD ?= storynizor
-train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=storymaker or an ablation, RUN=folder of train-mini
+train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, storymaker or an ablation, RUN=folder of train-mini
 	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN)
 
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text

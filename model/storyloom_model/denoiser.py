@@ -172,7 +172,7 @@ class Denoiser:
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(text.device))
-        variant = self._variant(job)
+        variant = self.variant(job)
         return StoryState(
             job=job,
             key=CompatibilityKey(
@@ -188,6 +188,15 @@ class Denoiser:
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
             identity=self._identity(job),
             pooled_text=pooled,
+        )
+
+    def variant(self, job: StoryJob) -> Variant:
+        """What decides the weights that a job is made with. Nothing of it is checked."""
+        adapter = self._identity_adapters.get(job.identity_adapter or "") if job.identities else None
+        return Variant(
+            adapter=Manifest.adapter_key(job.adapter),
+            identity=adapter.name if adapter is not None and adapter.low_rank else None,
+            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
         )
 
     @torch.inference_mode()
@@ -350,14 +359,6 @@ class Denoiser:
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """By name."""
         return {name: load_lora(package.folder / file) for name, file in self.manifest.loras.items()}
-
-    def _variant(self, job: StoryJob) -> Variant:
-        name = job.identity_adapter if job.identities else None
-        return Variant(
-            adapter=Manifest.adapter_key(job.adapter),
-            identity=name if name is not None and self._identity_adapters[name].low_rank else None,
-            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
-        )
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""

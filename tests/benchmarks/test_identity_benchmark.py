@@ -12,13 +12,14 @@ from benchmarks.identity.generate import Maker, model_digest
 from benchmarks.identity.report import COLUMNS, attributes, differences, summary, table, write
 from benchmarks.identity.run import Eyes
 from benchmarks.identity.scores import IdentityScore, score
-from benchmarks.identity.settings import NO_REFERENCE, Setting, adapter_files, package_with
+from benchmarks.identity.settings import ADAPTERS, NO_REFERENCE, Setting, adapter_files, package_with
 from benchmarks.quality.attributes import truth
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.network import Reader
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.identity.encoders.faces import FaceEncoder
 from storyloom_model.package import ModelPackage
+from storyloom_training.identity.adapters.methods import METHODS
 from storyloom_training.storydb.groups import Split, split_of
 from storyloom_training.storydb.picture import render
 from tests.model.tiny_identity import build_identity_package, tiny_features
@@ -116,6 +117,7 @@ def test_differences_are_of_the_same_stories(tmp_path: Path) -> None:
 
 
 def test_adapters_come_from_the_package_and_from_a_folder(identity_package: Path, tmp_path: Path) -> None:
+    assert set(ADAPTERS) == set(METHODS)
     package = ModelPackage.load(identity_package)
     for name in ("storymaker-no-background", "notes"):
         shutil.copy(identity_package / "identity" / "faces.safetensors", tmp_path / f"{name}.safetensors")

@@ -27,7 +27,7 @@ STATES = 8
 def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Denoiser:
     """The tiny package with a StoryMaker adapter, low-rank changes and all."""
     folder = build_identity_package(tmp_path_factory.mktemp("uses"))
-    sizes = StoryMakerSizes(WIDTH, FACE, STATES, 2, 3, WIDTH, 2, places=2, depth=1, head_width=16)
+    sizes = StoryMakerSizes(WIDTH, FACE, STATES, 1, 2, WIDTH, 2, places=2, depth=1, head_width=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         resampler, unet = StoryMakerResampler(sizes), tiny_unet()

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,11 @@ class NullBackend:
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
         looks += zlib.crc32(repr(job.loras).encode()) if job.loras else 0
         return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])
+
+    def variant(self, job: StoryJob) -> Hashable:
+        """An adapter called "changing" has its own weights."""
+        changing = bool(job.identities) and job.identity_adapter == "changing"
+        return (job.adapter, changing, job.loras)
 
     def step(self, states: Sequence[NullState]) -> None:
         time.sleep(self._step_seconds)
