@@ -8,8 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter quality-judge quality-identity \
-        quality-references bench-stories clean
+        train-adapter quality-judge quality-identity bench-stories clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -105,14 +104,11 @@ quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
 	@$(BIN)/python -m benchmarks.quality.judge_training
 
 METHOD ?= storynizor
-train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=storymaker or an ablation, RUN=folder of train-mini
+train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, storymaker or an ablation, RUN=folder of train-mini
 	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN)
 
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)
-
-quality-references: $(VENV)/.dev  ## measure what frames take over from one reference picture of held-out people
-	$(BIN)/python -m benchmarks.quality.references $(ARGS)
 
 bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"
 	@$(BIN)/python -m benchmarks.stories $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_training.storydb import vocabulary as words
-from storyloom_training.storydb.captions import describe_cast, write_caption
+from storyloom_training.storydb.captions import describe_briefly, describe_cast, write_caption
 from storyloom_training.storydb.groups import FrameRecord, Group, Split, sample_group
 from storyloom_training.storydb.people import Person
 from storyloom_training.storydb.picture import Picture, render
@@ -22,12 +23,19 @@ _CANDIDATES = 20  # frames drawn per case, each in another scene; close-ups amon
 _SPREAD = 100_000  # index distance between cases of one and of two people, which are drawn from the same numbers
 
 
+class Saying(StrEnum):
+    """How much prompts say of people who have references: "a woman", or "a woman wearing a red sweater"."""
+
+    BRIEF = "brief"
+    CLOTHES = "clothes"
+
+
 @dataclass(frozen=True)
 class IdentityCase:
     """One story.
 
-    ``group.frames[i]`` is what frame i is to show, as ``generic[i]`` says it of "a woman" or "a man" and
-    ``described[i]`` of a person told in words. ``references[c]`` shows character c alone, in a scene, pose and
+    ``group.frames[i]`` is what frame i is to show, as ``generic[i]`` says it of people as briefly as its ``Saying`` and
+    ``described[i]`` of people told in words. ``references[c]`` shows character c alone, in a scene, pose and
     expression of its own.
     """
 
@@ -43,7 +51,7 @@ class IdentityCase:
         return tuple(f"character-{place}" for place in range(len(self.group.cast)))
 
 
-def identity_case(index: int, people: int, frames: int) -> IdentityCase:
+def identity_case(index: int, people: int, frames: int, saying: Saying = Saying.BRIEF) -> IdentityCase:
     """Makes case ``index`` of those with this number of people, as portraits and full-body pictures.
 
     Raises:
@@ -54,12 +62,12 @@ def identity_case(index: int, people: int, frames: int) -> IdentityCase:
     if len(chosen) < frames:
         raise ValueError(f"case {index} has {len(chosen)} scenes without close-ups; ask for at most that many frames")
     group = replace(drawn, frames=chosen)
-    nouns = tuple(_noun(person) for person in group.cast)
+    said = tuple(_said(person, saying, f"{group.index}:{place}") for place, person in enumerate(group.cast))
     descriptions = tuple(description.text for description in describe_cast(group))
     return IdentityCase(
         index=index,
         group=group,
-        generic=_prompts(group, nouns),
+        generic=_prompts(group, said),
         described=_prompts(group, descriptions),
         references=tuple(_reference(group, place) for place in range(people)),
     )
@@ -72,8 +80,14 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _noun(person: Person) -> str:
-    return f"a {words.NOUN[person.age, person.gender][0]}"
+def _said(person: Person, saying: Saying, seed: str) -> str:
+    if saying is Saying.BRIEF:
+        return f"a {words.NOUN[person.age, person.gender][0]}"
+    rng = Random(f"saying:{seed}")  # noqa: S311
+    while True:
+        description = describe_briefly(rng, person, clothes=True)
+        if "top" in description.stated:
+            return description.text
 
 
 def _reference(group: Group, place: int) -> Picture:

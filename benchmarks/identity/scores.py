@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -26,15 +26,17 @@ class IdentityScore:
     """The figures of one story; None where it has nothing to compare.
 
     ``to_reference``: cosine of the judge between a character's reference and its faces in the frames. ``to_other``: the
-    same with the other character's reference (two characters), or another case's (one). ``among``: between a
-    character's faces of two frames. ``found``: the part of the faces that should be there and were found.
-    ``face_attributes``, ``clothes_attributes``: attributes read as the person of the reference has them. ``text``:
-    scene and time read as the prompt says. ``background``: see ``quality.metrics``. ``poses``: distinct poses read, as
-    a part of those that the prompts ask for.
+    same with the other character's reference (two characters), or another case's (one). ``apart``: the one less the
+    other. ``among``: between a character's faces of two frames. ``found``: the part of the faces that should be there
+    and were found. ``face_attributes``, ``clothes_attributes``: attributes read as the person of the reference has
+    them; ``attributes``: each of them. ``text``: scene and time read as the prompt says. ``background``: see
+    ``quality.metrics``. ``poses``: of the pairs of frames whose prompts ask for two poses, the part that is read as
+    two.
     """
 
     to_reference: float | None
     to_other: float | None
+    apart: float | None
     among: float | None
     found: float
     face_attributes: float | None
@@ -42,6 +44,7 @@ class IdentityScore:
     text: float | None
     background: float | None
     poses: float | None
+    attributes: Mapping[str, float]
 
 
 def score(
@@ -71,9 +74,11 @@ def score(
     others = [(stranger, face) for stranger, own in zip(strangers, by_character, strict=True) for face in own]
     among = [pair for own in by_character for pair in combinations(own, 2)]
     alone = people == 1
+    own, other = _cosine(pairs), _cosine(others)
     return IdentityScore(
-        to_reference=_cosine(pairs),
-        to_other=_cosine(others),
+        to_reference=own,
+        to_other=other,
+        apart=None if own is None or other is None else own - other,
         among=_cosine(among),
         found=sum(found is not None for found in seen) / len(seen),
         face_attributes=_agreement(case, readings, FACE) if alone else None,
@@ -81,6 +86,7 @@ def score(
         text=_text(case, readings),
         background=background_distance(pictures),
         poses=_poses(case, readings) if alone else None,
+        attributes=_attributes(case, readings) if alone else {},
     )
 
 
@@ -99,12 +105,18 @@ def _agreement(case: IdentityCase, readings: Sequence[Reading], names: Sequence[
     return sum(answers) / len(answers) if answers else None
 
 
+def _attributes(case: IdentityCase, readings: Sequence[Reading]) -> dict[str, float]:
+    found = {name: _agreement(case, readings, [name]) for name in (*FACE, *CLOTHES)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _text(case: IdentityCase, readings: Sequence[Reading]) -> float | None:
     wanted = [{"scene": record.scene, "time": record.time} for record in case.group.frames]
     answers = [reading[name] == said[name] for reading, said in zip(readings, wanted, strict=True) for name in SETTING]
     return sum(answers) / len(answers) if answers else None
 
 
-def _poses(case: IdentityCase, readings: Sequence[Reading]) -> float:
-    asked = {record.poses[0] for record in case.group.frames}
-    return len({reading["pose"] for reading in readings}) / len(asked)
+def _poses(case: IdentityCase, readings: Sequence[Reading]) -> float | None:
+    frames = [(record.poses[0], read["pose"]) for record, read in zip(case.group.frames, readings, strict=True)]
+    told = [seen != also for (asked, seen), (other, also) in combinations(frames, 2) if asked != other]
+    return sum(told) / len(told) if told else None

@@ -210,7 +210,7 @@ class Denoiser:
         noise = initial_noise([frame.seed for frame in job.frames], shape)
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(device))
-        variant = self._variant(job)
+        variant = self.variant(job)
         return StoryState(
             job=job,
             key=CompatibilityKey(
@@ -236,6 +236,15 @@ class Denoiser:
             pooled_text=text.pooled,
             unseen_text=text.unseen,
             later=None if words is None else self._later_text(job, variant, words),
+        )
+
+    def variant(self, job: StoryJob) -> Variant:
+        """What decides the weights that a job is made with. Nothing of it is checked."""
+        adapter = self._identity_adapters.get(job.identity_adapter or "") if job.identities else None
+        return Variant(
+            adapter=Manifest.adapter_key(job.adapter),
+            identity=adapter.name if adapter is not None and adapter.low_rank else None,
+            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
         )
 
     @torch.inference_mode()
@@ -411,14 +420,6 @@ class Denoiser:
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """By name."""
         return {name: load_lora(package.folder / file) for name, file in self.manifest.loras.items()}
-
-    def _variant(self, job: StoryJob) -> Variant:
-        name = job.identity_adapter if job.identities else None
-        return Variant(
-            adapter=Manifest.adapter_key(job.adapter),
-            identity=name if name is not None and self._identity_adapters[name].low_rank else None,
-            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
-        )
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""

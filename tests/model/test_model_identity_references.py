@@ -184,7 +184,7 @@ def test_without_a_segmenter_the_character_needs_a_mask(encoder: ReferenceEncode
 def test_the_fingerprint_follows_the_files(tmp_path: Path, encoder: ReferenceEncoder) -> None:
     from storyloom_model.identity.encoders.references import encoders_fingerprint
 
-    networks, finders = encoder.fingerprint.split("-")
+    networks, finders = encoder.fingerprint.split(":")
     recogniser = next((PACKAGE / "faces").rglob("rec_*.onnx"))
     assert networks == encoders_fingerprint([recogniser, PACKAGE / "image_encoder"])
     assert finders == encoders_fingerprint([PACKAGE / "faces", PACKAGE / "segmenter"])

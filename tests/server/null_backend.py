@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,11 @@ class NullBackend:
         poses = [zlib.crc32(repr(frame.control).encode()) if frame.control else 0 for frame in job.frames]
         colours = [frame.seed + lent + looks + pose for frame, pose in zip(job.frames, poses, strict=True)]
         return NullState(job, words, colours)
+
+    def variant(self, job: StoryJob) -> Hashable:
+        """An adapter called "changing" has its own weights."""
+        changing = bool(job.identities) and job.identity_adapter == "changing"
+        return (job.adapter, changing, job.loras)
 
     def step(self, states: Sequence[NullState]) -> None:
         time.sleep(self._step_seconds)

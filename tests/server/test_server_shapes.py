@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from storyloom_model.jobs import Identity
-from storyloom_server.engine.shapes import compatibility_key
+from storyloom_server import messages
+from storyloom_server.engine.shapes import compatibility_key, story_spec
 from tests.server.engines import job
+from tests.server.null_backend import NullBackend
 
 KEPT: list[dict[str, Any]] = [
     {"steps": 7}, {"guidance_scale": 1.0}, {"solver": "unipc"}, {"negative_prompt": "rain"}, {"adapter": ""},
@@ -28,6 +30,16 @@ def test_the_order_of_loras_does_not_matter() -> None:
 @pytest.mark.parametrize("change", KEPT)
 def test_what_may_differ(change: dict[str, Any]) -> None:
     assert compatibility_key("mini", replace(job(), **change)) == compatibility_key("mini", job())
+
+
+def test_in_the_engine_references_part_jobs_only_where_weights_differ() -> None:
+    mia = (Identity("mia", b""),)
+    changes: list[dict[str, Any]] = [
+        {}, {"identities": mia, "identity_adapter": "storynizor"}, {"identities": mia, "identity_adapter": "changing"},
+    ]  # fmt: skip
+    submits = [messages.Submit("job", "mini", replace(job(), **change)) for change in changes]
+    plain, streams, changing = (story_spec(submit, NullBackend(0.0)).key for submit in submits)
+    assert plain == streams != changing
 
 
 @pytest.mark.parametrize("change", PARTED)

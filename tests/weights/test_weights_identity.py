@@ -117,4 +117,4 @@ def test_the_encoders_are_small() -> None:
 
 def test_all_encoders_load_together() -> None:
     encoder = ReferenceEncoder.load(PACKAGE / "faces", PACKAGE / "image_encoder", PACKAGE / "segmenter")
-    assert [len(part) for part in encoder.fingerprint.split("-")] == [32, 32]
+    assert [len(part) for part in encoder.fingerprint.split(":")] == [32, 32]

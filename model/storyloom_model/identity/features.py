@@ -68,7 +68,7 @@ _ARRAYS = tuple(field.name for field in fields(ReferenceFeatures) if field.name 
 class IdentityFeatures:
     """Features of all references of one character.
 
-    ``encoders`` is the fingerprint of what made them; its part before a dash is that of the networks whose numbers
+    ``encoders`` is the fingerprint of what made them; its part before a colon is that of the networks whose numbers
     they are, the rest of what found and cut out the character.
     """
 
@@ -78,7 +78,7 @@ class IdentityFeatures:
     @property
     def networks(self) -> str:
         """The fingerprint of recogniser and image encoder, which adapters are trained on."""
-        return self.encoders.partition("-")[0]
+        return self.encoders.partition(":")[0]
 
     def to_bytes(self) -> bytes:
         """Safetensors; the same features give the same bytes."""

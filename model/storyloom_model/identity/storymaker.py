@@ -117,7 +117,7 @@ class StoryMakerResampler(nn.Module):
         Args:
             characters: tokens of the face, then of the character crop; at most ``places`` characters.
         """
-        placed = characters + self.pos_embed[: characters.shape[-3]]
+        placed: Tensor = characters + self.pos_embed[: characters.shape[-3]]
         placed = placed + self.norm_out(self.proj_out(placed))
         if not self.sizes.background:
             return placed.flatten(-3, -2)

@@ -1,7 +1,7 @@
 """What the engine asks of a model, and how it finds the class by name."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -50,8 +50,11 @@ class Backend(Protocol):
     def encode(self, job: StoryJob) -> Any:
         """Starts a job; returns its ``State``."""
 
+    def variant(self, job: StoryJob) -> Hashable:
+        """What decides the weights that a job is made with; it may name parts of the package that there are not."""
+
     def step(self, states: Sequence[Any]) -> None:
-        """Advances jobs of one compatibility key by one step, in place. Leaves them as they are when it raises."""
+        """Advances jobs of one size and variant by one step, in place. Leaves them as they are when it raises."""
 
     def decode(self, state: Any, frames: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures of some frames, uint8 [n, height, width, 3]."""

@@ -163,7 +163,7 @@ class Engine:
             log.error("a job was submitted twice; the second is ignored", extra=fields(job_id=submit.job_id))
             return
         try:
-            spec = story_spec(submit)
+            spec = story_spec(submit, self._backends[submit.model])
         except ValueError as error:
             self._tell(messages.JobFailed(submit.job_id, "ENGINE_ERROR", f"the job makes no sense: {error}"))
             return

@@ -7,11 +7,15 @@ from storyloom_model.manifest import Manifest
 from storyloom_model.methods.names import APART
 from storyloom_model.redenoising.plan import second_groups, second_steps, total_steps
 from storyloom_server import messages
+from storyloom_server.engine.backend import Backend
 from storyloom_server.scheduler import StoryShape, StorySpec
 
 
 def compatibility_key(model: str, job: StoryJob) -> Hashable:
-    """What jobs must share to take a step together."""
+    """What jobs must share to take a step together, as far as is known without the weights.
+
+    Of identity adapters some change weights and some do not; to be safe they all part jobs here.
+    """
     identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
     loras = frozenset((name, weight) for name, weight in job.loras if weight)
     apart = job.method if job.method in APART else ""
@@ -31,15 +35,15 @@ def story_shape(job: StoryJob) -> StoryShape:
     )
 
 
-def story_spec(submit: messages.Submit) -> StorySpec:
-    """The job as the scheduler sees it."""
+def story_spec(submit: messages.Submit, backend: Backend) -> StorySpec:
+    """The job as the scheduler sees it; jobs share steps if the backend says that they have the same weights."""
     job, scheduling = submit.job, submit.scheduling
     return StorySpec(
         story_id=submit.job_id,
         tenant=scheduling.tenant,
         weight=scheduling.weight,
         priority=scheduling.priority,
-        key=compatibility_key(submit.model, job),
+        key=(submit.model, job.width, job.height, backend.variant(job)),
         shape=story_shape(job),
         deadline=scheduling.deadline,
         done_steps=submit.done_steps,

@@ -59,7 +59,7 @@ class ReferenceEncoder:
             face_encoder,
             ImageEncoder.load(image, device),
             None if segmenter is None else load_segmenter(segmenter, device),
-            f"{networks}-{finders}" + ("-portraits" if portraits else ""),
+            f"{networks}:{finders}" + (":portraits" if portraits else ""),
             portraits,
         )
 
@@ -111,7 +111,9 @@ class ReferenceEncoder:
             notes = ["no face was found: only what the mask shows is taken over"]
             return None, [whitened_character(picture.pixels, mask, self.image.size)], notes
         if not faces and not _has_colours(picture.pixels):
-            raise ReferenceProblem("no face was found in this grey picture; send one in colour, or a mask with it")
+            raise ReferenceProblem(
+                "no face was found; use a picture that shows the face from the front, upright and large, and in colour"
+            )
         face, notes = choose_face(faces, mask)
         notes += judge_face(picture.pixels, face)
         crops = [face.crop(picture.pixels, self.image.size)]
