@@ -15,6 +15,7 @@ from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention
 from storyloom_training.base import TextToImage
 from storyloom_training.config import AdapterRecipe, Recipe
+from storyloom_training.controlnet.control import PoseControl
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
@@ -30,7 +31,8 @@ SAVE_EVERY, SAMPLE_EVERY = 50, 150
 class Bench:
     """What is frozen and read: the model with story attention, its data as latents, and the recipe.
 
-    `latents` [pictures, c, h, w] belong to `source.data`.
+    `latents` [pictures, c, h, w] belong to `source.data`, and so do `poses`: with them the model is shown how the
+    people of each picture stand, so that references need not say it (StoryMaker's pose decoupling).
     """
 
     recipe: Recipe
@@ -39,6 +41,7 @@ class Bench:
     tokenizer: CLIPTokenizer
     source: BatchSource
     latents: Tensor
+    poses: PoseControl | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def losses_of(
             identity=identity,
             region_masks=masks if true_masks else None,
         )
-        made = unet(noisy, noised.timesteps, text, cross_attention_kwargs={"story": story}).sample.float()
+        posed = {} if bench.poses is None else bench.poses.of(batch.pictures, noisy, noised.timesteps, text)
+        made = unet(noisy, noised.timesteps, text, cross_attention_kwargs={"story": story}, **posed).sample.float()
     base = bench.recipe.base
     weight = people_weights(masks, heads, size, base.people_weight, base.head_weight)
     diffusion = weighted_mse(made, target, weight)
