@@ -8,7 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter quality-judge quality-identity bench-stories clean
+        train-adapter train-controlnet quality-judge quality-identity bench-stories clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -104,8 +104,12 @@ quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
 	@$(BIN)/python -m benchmarks.quality.judge_training
 
 METHOD ?= storynizor
-train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, storymaker or an ablation, RUN=folder of train-mini
-	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN)
+train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, storymaker or an ablation, RUN=folder of train-mini, CONTROLNET=folder of train-controlnet's
+	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN) \
+	    $(if $(CONTROLNET),--controlnet $(CONTROLNET))
+
+train-controlnet: $(VENV)/.dev  ## train a pose ControlNet for the built-in model, and put it in; RUN=folder of train-mini
+	@$(BIN)/python -m storyloom_training.controlnet --recipe $(RECIPE) --rendered $(RUN)
 
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)

@@ -281,6 +281,8 @@ def _model(name: str, *, is_default: bool = False) -> model_service_pb2.Model:
     model.identity_adapters.add(name="storynizor", keeps=[story_pb2.IDENTITY_PART_FACE, 99])  # type: ignore[list-item]
     model.loras.extend(["ink", "wash"])
     model.methods.extend(["storynizor", "consistory"])
+    model.controlnets.add(name="openpose", kind=story_pb2.CONTROL_KIND_POSE)
+    model.controlnets.add(name="later", kind=99)  # type: ignore[arg-type]
     model.solvers.extend([story_pb2.SOLVER_DDIM, story_pb2.SOLVER_EULER, 99])  # type: ignore[list-item]
     return model
 

@@ -12,6 +12,7 @@ from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.state import StoryState
 from tests.model.tiny import finish, tiny_job
+from tests.model.tiny_control import posed
 from tests.model.tiny_identity import identity
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -110,3 +111,21 @@ def test_peaks_are_taken_once(tiny_package: Path) -> None:
     assert total is not None
     assert second <= first < total
     assert first > 0
+
+
+def test_one_graph_serves_whoever_has_poses(control_package: Path) -> None:
+    """Within a bucket a story is bitwise the same, with a pose or beside one."""
+    denoiser = load(control_package, GRAPHS)
+    jobs = [
+        posed(tiny_job(2, seed=1, steps=3), 7),
+        tiny_job(2, seed=2, steps=3),
+        posed(tiny_job(2, seed=3, steps=3), 8),
+    ]
+    together = run(denoiser, jobs)
+    plain = run(load(control_package, ExecutionOptions(buckets=(16,))), jobs)
+    for state, job, expected in zip(together, jobs, plain, strict=True):
+        assert torch.equal(state.latents, expected.latents)
+        assert torch.equal(state.latents, finish(denoiser, job).latents)
+    graphs = denoiser._runner.graphs
+    assert graphs is not None
+    assert (graphs.captured, graphs.refused) == (2, 0)

@@ -52,7 +52,7 @@ def pose_package(identity_package: Path, tmp_path_factory: pytest.TempPathFactor
         "skeleton": {"folder": "controlnets/skeleton"},
         "face": {"folder": "controlnets/face", "kind": "identitynet", "adapter": "storynizor"},
     }
-    file.write_text(yaml.safe_dump(manifest))
+    file.write_text(yaml.safe_dump(manifest, sort_keys=False))
     for name in manifest["controlnets"]:
         (folder / "controlnets" / name).mkdir(parents=True)
         (folder / "controlnets" / name / "config.json").write_text("{}")

@@ -144,16 +144,24 @@ def test_what_follows_from_a_story_has_its_poses(channel: grpc.Channel) -> None:
     assert violation.field == "frames[0].pose.picture"
 
 
-def test_a_pose_outlives_the_server(pose_package: Path, tmp_path: Path) -> None:
+def test_a_pose_outlives_the_server(channel: grpc.Channel, pose_package: Path, tmp_path: Path) -> None:
     asked = posed(story("a dog", steps=30), picture(GREEN))
+    expected = made(channel, asked)
+    state = ("--state-folder", str(tmp_path / "state"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     slow = {"STORYLOOM_TEST_STEP_SECONDS": "0.1"}
-    with serving(tmp_path, pose_package) as quick, grpc.insecure_channel(quick.address) as channel:
-        expected = made(channel, asked)
-    with serving(tmp_path, pose_package, environment=slow) as first, grpc.insecure_channel(first.address) as channel:
-        story_id = create(channel, asked)
-        until_step(watch(channel, story_id), 2)
+    with (
+        serving(tmp_path / "first", pose_package, *state, environment=slow) as first,
+        grpc.insecure_channel(first.address) as opened,
+    ):
+        story_id = create(opened, asked)
+        until_step(watch(opened, story_id), 2)
         first.process.send_signal(signal.SIGKILL)
         first.process.wait(30)
-    with serving(tmp_path, pose_package) as second, grpc.insecure_channel(second.address) as channel:
-        assert pictures_of(list(watch(channel, story_id))) == expected
-        assert record(channel, story_id).state == pb.STORY_STATE_FINISHED
+    with (
+        serving(tmp_path / "second", pose_package, *state) as second,
+        grpc.insecure_channel(second.address) as opened,
+    ):
+        assert pictures_of(list(watch(opened, story_id))) == expected
+        assert record(opened, story_id).state == pb.STORY_STATE_FINISHED

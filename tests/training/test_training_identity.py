@@ -20,6 +20,8 @@ from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import pack_streams
 from storyloom_training.base import build_model
 from storyloom_training.config import SMOKE, Recipe
+from storyloom_training.controlnet.control import PoseControl, new_controlnet
+from storyloom_training.controlnet.keypoints import people_keypoints
 from storyloom_training.identity.adapters.batches import BatchSource, References, of_others
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.crops import Crops, people_crops
@@ -227,6 +229,32 @@ def test_one_batch_can_be_learnt(bench: Bench) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.97 * losses[0]
     assert all(torch.equal(before[name], value) for name, value in bench.model.state_dict().items())
+
+
+def test_poses_are_shown_beside_references(bench: Bench) -> None:
+    """StoryMaker's pose decoupling: the model is told how the people of each picture stand, and stays frozen."""
+    torch.manual_seed(0)
+    plan = RECIPE.storymaker
+    net = new_controlnet(bench.model.unet, RECIPE.controlnet).requires_grad_(False)
+    for name, value in net.named_parameters():
+        if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(value, std=0.3)
+    keypoints = people_keypoints(bench.source.data.folder.parent / "keypoints.npy", bench.source.data)
+    posed = replace(bench, plan=plan, poses=PoseControl(net, keypoints, bench.source.data.size))
+    trainee = StoryMakerTrainee(storymaker_sizes(plan, bench.source.features, bench.model.unet), plan, bench.model.unet)
+    batch = bench.source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    noised = Noised.draw(posed, 2, torch.Generator().manual_seed(0))
+
+    def loss(on: Bench) -> torch.Tensor:
+        return losses_of(on, trainee, batch, batch.references, noised, true_masks=True)["loss"]
+
+    with_poses = loss(posed)
+    assert abs(float(with_poses) - float(loss(replace(posed, poses=None)))) > 1e-3
+    moved = np.asarray(keypoints).copy()
+    moved[batch.pictures[0]] += 0.3
+    assert float(loss(replace(posed, poses=PoseControl(net, moved, 64)))) != float(with_poses)
+    with_poses.backward()
+    assert trainee.layers[0].to_k.grad is not None
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,23 @@ class StoryMakerRecipe(AdapterRecipe):
 
 
 @dataclass(frozen=True)
+class ControlNetRecipe:
+    """A pose ControlNet for the synchronised, frozen model, on single pictures.
+
+    `embedding` are the channels of what looks at the drawn skeletons. Captions are dropped often, so that the pose is
+    taken from the drawing.
+    """
+
+    embedding: tuple[int, ...] = (16, 32, 64, 128)
+    batch: int = 16
+    steps: int = 800
+    learning_rate: float = 4e-4
+    warmup: int = 40
+    text_dropout: float = 0.3
+    ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that makes one model package."""
 
@@ -191,6 +208,7 @@ class Recipe:
     injector: InjectorRecipe = field(default_factory=InjectorRecipe)
     storymaker: StoryMakerRecipe = field(default_factory=StoryMakerRecipe)
     ip_adapter: IpAdapterRecipe = field(default_factory=IpAdapterRecipe)
+    controlnet: ControlNetRecipe = field(default_factory=ControlNetRecipe)
 
 
 MINI_128 = Recipe("mini-128")
@@ -208,6 +226,7 @@ MINI_256 = replace(
     ip_adapter=IpAdapterRecipe(
         groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
     ),
+    controlnet=ControlNetRecipe(batch=128, steps=20000, learning_rate=1e-4, warmup=500, ema_decay=0.999),
 )
 # For tests: every stage runs in seconds, nothing is learnt.
 SMOKE = replace(
@@ -234,5 +253,6 @@ SMOKE = replace(
     ip_adapter=IpAdapterRecipe(
         groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=1,
     ),
+    controlnet=ControlNetRecipe(embedding=(4, 4, 8, 8), batch=4, steps=3, warmup=1),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (MINI_128, MINI_256, SMOKE)}

@@ -69,7 +69,8 @@ def _place(rng: Random, frame: FrameRecord, cast: tuple[Person, ...]) -> list[_P
     return places
 
 
-def _surface(size: int) -> tuple[npt.NDArray[np.uint8], skia.Surface]:
+def blank(size: int) -> tuple[npt.NDArray[np.uint8], skia.Surface]:
+    """Pixels uint8 [size, size, 4], all 0, and a surface that draws on them in parts of the picture."""
     pixels = np.zeros((size, size, 4), dtype=np.uint8)
     surface = skia.Surface.MakeRasterDirect(
         skia.ImageInfo.Make(size, size, skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType), pixels
@@ -87,7 +88,7 @@ def render(group: Group, index: int, size: int) -> Picture:
     """Draws frame `index` of a group at `size` x `size` pixels; the same arguments give the same bytes."""
     frame = group.frames[index]
     rng = Random(frame.seed)  # noqa: S311
-    pixels, surface = _surface(size)
+    pixels, surface = blank(size)
     draw_scene(Pen(surface.getCanvas(), line=0.008), rng, frame.scene, frame.time)
     image = pixels[..., :3].astype(np.float32)
     alphas: list[npt.NDArray[np.uint8]] = []
@@ -95,7 +96,7 @@ def render(group: Group, index: int, size: int) -> Picture:
     for person, place, pose, expression in zip(
         group.cast, _place(rng, frame, group.cast), frame.poses, frame.expressions, strict=True
     ):
-        layer, person_surface = _surface(size)
+        layer, person_surface = blank(size)
         canvas = person_surface.getCanvas()
         canvas.translate(place.x, place.y)
         canvas.scale(place.scale, place.scale)
@@ -103,7 +104,7 @@ def render(group: Group, index: int, size: int) -> Picture:
         image = _over(image, layer)
         alphas.append(layer[..., 3])
         people.append((person, place, joints))
-    front, front_surface = _surface(size)
+    front, front_surface = blank(size)
     draw_foreground(Pen(front_surface.getCanvas(), line=0.008), rng, frame.scene)
     image = _over(image, front)
     alphas.append(front[..., 3])

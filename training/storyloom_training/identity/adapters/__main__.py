@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("weights/storyloom-mini"), help="the model to train for")
     parser.add_argument("--rendered", type=Path, help="folder of the package's training, for its pictures and latents")
     parser.add_argument("--folder", type=Path, default=Path("runs/adapters"), help="features, checkpoints, samples")
+    parser.add_argument(
+        "--controlnet", type=Path, help="folder of a pose ControlNet, so that references need not carry the pose"
+    )
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--out", type=Path, help="the adapter's file; default PACKAGE/identity/METHOD.safetensors")
     options = parser.parse_args()
@@ -38,6 +41,7 @@ def main() -> None:
         folder=options.folder,
         encoder=PackageEncoder(package / "faces", package / "image_encoder"),
         features=method.features,
+        controlnet=options.controlnet,
     )
     plan = method.plan(recipe)
     if options.steps:

@@ -15,6 +15,7 @@ from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention
 from storyloom_training.base import TextToImage
 from storyloom_training.config import AdapterRecipe, Recipe
+from storyloom_training.controlnet.control import PoseControl
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
@@ -31,7 +32,9 @@ SAVE_EVERY, SAMPLE_EVERY = 50, 150
 class Bench:
     """What is frozen and read: the model with story attention, its data as latents, and the recipe.
 
-    `latents` [pictures, c, h, w] belong to `source.data`. Without `face_loss` faces are not looked at.
+    `latents` [pictures, c, h, w] belong to `source.data`, and so do `poses`: with them the model is shown how the
+    people of each picture stand, so that references need not say it (StoryMaker's pose decoupling). Without `face_loss`
+    faces are not looked at.
     """
 
     recipe: Recipe
@@ -41,6 +44,7 @@ class Bench:
     source: BatchSource
     latents: Tensor
     face_loss: FaceLoss | None = None
+    poses: PoseControl | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def losses_of(
             identity=identity,
             region_masks=masks if true_masks else None,
         )
-        made = unet(noisy, noised.timesteps, text, cross_attention_kwargs={"story": story}).sample.float()
+        posed = {} if bench.poses is None else bench.poses.of(batch.pictures, noisy, noised.timesteps, text)
+        made = unet(noisy, noised.timesteps, text, cross_attention_kwargs={"story": story}, **posed).sample.float()
     base = bench.recipe.base
     weight = people_weights(masks, heads, size, base.people_weight, base.head_weight)
     diffusion = weighted_mse(made, target, weight)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL
 
-from storyloom_model.adapters import load_adapter, with_adapter
-from storyloom_model.attention import install_story_attention
 from storyloom_model.components import Components, load_components
 from storyloom_model.package import ModelPackage
 from storyloom_training.base import TextToImage
 from storyloom_training.config import AdapterRecipe, Recipe
+from storyloom_training.controlnet.control import PoseControl
+from storyloom_training.frozen import frozen_model, latents_of, rendered_set
 from storyloom_training.identity.adapters.batches import BatchSource
 from storyloom_training.identity.adapters.crops import people_crops
 from storyloom_training.identity.adapters.encoder import PackageEncoder
@@ -25,7 +24,6 @@ from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.identity.recognition import OnnxRecogniser
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.storydb.groups import Split
-from storyloom_training.vae import encode_pictures
 
 VALIDATION_GROUPS = 48
 
@@ -35,7 +33,8 @@ class Workshop:
     """One recipe in one folder, on top of a package whose default ID-Synchronizer is fused in.
 
     `features` are the arrays that the method reads. `rendered` holds `data/` and `latents.pt` of the package's own
-    training; what is missing is made. `folder` gets features, the held-out set and the trainings.
+    training; what is missing is made. `folder` gets features, the held-out set and the trainings. `controlnet` is the
+    folder of a pose ControlNet, which shows the model how the people of each picture stand.
     """
 
     recipe: Recipe
@@ -44,6 +43,7 @@ class Workshop:
     folder: Path
     encoder: PackageEncoder
     features: Sequence[str] = ARRAYS
+    controlnet: Path | None = None
 
     @cached_property
     def components(self) -> Components:
@@ -60,13 +60,7 @@ class Workshop:
 
     @cached_property
     def model(self) -> TextToImage:
-        unet, adapter = self.components.unet, self.package.manifest.defaults.adapter
-        if adapter is not None:
-            weights = load_adapter(self.package.folder / self.package.manifest.adapters[adapter])
-            unet = with_adapter(unet, weights, adapter)
-        unet = unet.to(memory_format=torch.channels_last)
-        install_story_attention(unet)
-        return TextToImage(unet, self.components.text_encoder).requires_grad_(False).eval()
+        return frozen_model(self.package, self.components)
 
     def bench(self, plan: AdapterRecipe) -> Bench:
         """To train on."""
@@ -93,17 +87,16 @@ class Workshop:
         return self._bench(plan, data, place / "latents.pt", groups)
 
     def _data(self, folder: Path, split: Split, groups: int) -> StoryDB:
-        plan = self.recipe.data
-        data = StoryDB(folder, split, groups, plan.frames, plan.size, plan.mask_size)
-        data.prepare()
-        return data
+        return rendered_set(folder, split, self.recipe.data, groups)
 
     def _bench(self, plan: AdapterRecipe, data: StoryDB, latents: Path, groups: int) -> Bench:
-        if not latents.exists():
-            values = (encode_pictures(self.vae, data.pictures) * self.scale).half()
-            torch.save({"values": values, "scale": self.scale}, latents)
+        values = latents_of(latents, data, self.vae)
         crops = people_crops(self.folder / "crops" / data.split.value, data, min(groups, data.groups))
         known = people_features(self.folder / "features" / data.split.value, crops, self.encoder, self.features)
-        values = torch.load(latents, weights_only=True, mmap=True)["values"]
-        tokenizer = self.components.tokenizer
-        return Bench(self.recipe, plan, self.model, tokenizer, BatchSource(data, known, plan), values)
+        tokenizer, source = self.components.tokenizer, BatchSource(data, known, plan)
+        return Bench(self.recipe, plan, self.model, tokenizer, source, values, self._poses(data))
+
+    def _poses(self, data: StoryDB) -> PoseControl | None:
+        if self.controlnet is None:
+            return None
+        return PoseControl.load(self.controlnet, self.folder / "keypoints" / f"{data.split.value}.npy", data)
