@@ -80,7 +80,8 @@ class GraphStory:
         """What a cross-attention layer sees of the text [R, N, H, d], and of the characters' identities."""
         if self._identity is None:
             return attended
-        keys, values = (one.unflatten(2, (q.shape[2], -1)) for one in self._identity.keys_values[layer])
+        heads = [q.shape[2], -1]
+        keys, values = (torch.unflatten(one, 2, heads) for one in self._identity.keys_values[layer])
         streams = (self._identity.ends, self._identity.scale, self._identity.owner)
         present = self.token_mask.index_select(0, self._sources).any(dim=-1)
         return nodes.identity_attention(
@@ -149,7 +150,8 @@ def prepare_unet(unet: Any) -> list[int]:
     Raises:
         ValueError: a layer lies where the level cannot be told.
     """
-    last, widths = levels_of(unet) - 1, []
+    last = levels_of(unet) - 1
+    widths: list[int] = []
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
             match name.split("."):

@@ -107,7 +107,7 @@ class Resampler(_Layers):
 
     def forward(self, states: Tensor) -> Tensor:
         """[B, S, inputs] -> [B, queries, outputs]."""
-        return self.gather(self.latents.expand(len(states), -1, -1), states)
+        return self.gather(self.latents.expand(states.shape[0], -1, -1), states)
 
 
 def _feed_forward(width: int) -> nn.Sequential:
