@@ -9,6 +9,7 @@ gallery) go to a folder; the same command goes on where it was stopped. docs/ben
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -212,5 +213,5 @@ def _facts(benchmark: str, model: ModelInfo, settings: dict[str, Any], seed: int
         "date": datetime.now(UTC).date().isoformat(),
         "settings": model.defaults.model_dump(mode="json", exclude_none=True) | settings,
         "seed": seed,
-        "machine": machine(device),
+        "machine": machine(device) | {"load_average": os.getloadavg()[0]},
     }
