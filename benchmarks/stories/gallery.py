@@ -84,7 +84,7 @@ def gallery(report: Report, out: Path) -> str:
             f"<h1>{title}</h1>",
             f"<p><code>{escape(facts['command'])}</code>, {escape(facts['date'])}</p>",
             *_tables(report),
-            *(f"<p>{escape(note)}</p>" for note in report.notes()),
+            _notes(report.notes()),
             # Shown by the script, without which it would do nothing.
             f"<form hidden>{_choice('story', 'Story', names)}{_choice('method', 'Method', methods)}</form>",
             "<main>",
@@ -142,6 +142,13 @@ def _tables(report: Report) -> list[str]:
             f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
         )
     return tables
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<details><summary>Not here: {len(notes)}</summary>{lines}</details>"
 
 
 def _story(name: str, methods: Mapping[str, Scored | None], out: Path) -> str:

@@ -82,10 +82,12 @@ class Shelf:
         place = self.place(method, asked)
         try:
             record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+            if record["request"] != self.key(story):
+                return None
             StoryResult.load(place)
-        except (OSError, ValueError, StoryFileError):
+            return Outcome(asked, place, Cost(**record["cost"]))
+        except (OSError, ValueError, KeyError, TypeError, StoryFileError):
             return None
-        return Outcome(asked, place, Cost(**record["cost"])) if record["request"] == self.key(story) else None
 
     def put(self, method: str, asked: BenchmarkStory, story: Story, result: StoryResult, cost: Cost) -> Outcome:
         """Keeps a result. The record is written last: where it is, everything is."""

@@ -9,6 +9,7 @@ gallery) go to a folder; the same command goes on where it was stopped. docs/ben
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,8 +65,8 @@ class Service:
 
 
 @contextmanager
-def service(address: str | None, package: Path) -> Iterator[Service]:
-    """The server at an address, or else one of a package that is there as long as it is needed."""
+def service(address: str | None, package: Path, device: str = "cpu") -> Iterator[Service]:
+    """The server at an address, or else one of a package, on a device, that is there as long as it is needed."""
     if address is not None:
         with StoryClient(address) as client:
             model = client.get_model()
@@ -73,7 +74,7 @@ def service(address: str | None, package: Path) -> Iterator[Service]:
         return
     read_manifest(package)
     port = free_port()
-    with served(package, "--metrics-port", str(port)) as own, StoryClient(own) as client:
+    with served(package, "--device", device, "--metrics-port", str(port)) as own, StoryClient(own) as client:
         yield Service(own, client, client.get_model(), fingerprint(package), Scrape(port))
 
 
@@ -175,7 +176,7 @@ def main(
     dino: Annotated[Path | None, typer.Option(help="Folder of DINOv2.")] = None,
     faces: Annotated[Path | None, typer.Option(help="Folder with models/PACK/*.onnx of insightface.")] = None,
     built_in: Annotated[bool | None, typer.Option(help="Read pictures as the built-in model's.")] = None,
-    device: Annotated[str, typer.Option(help="Torch device of CLIP and DINO.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Torch device: of the server, if it is started, CLIP and DINO.")] = "cpu",
 ) -> None:
     """Makes and scores stories; see the module."""
     console = Console(soft_wrap=True)
@@ -184,7 +185,7 @@ def main(
     try:
         chosen = {name: method(name) for name in methods.split(",")}
         asked = read_stories(benchmark, stories, prompts, people, described, references)
-        with service(server, model) as at:
+        with service(server, model, device) as at:
             console.print(f"{at.model.name} at {at.address}", markup=False)
             reads = at.model.name.startswith(BUILT_IN.name) if built_in is None else built_in
             folders = {"clip": clip, "dino": dino, "faces": faces}
@@ -212,5 +213,5 @@ def _facts(benchmark: str, model: ModelInfo, settings: dict[str, Any], seed: int
         "date": datetime.now(UTC).date().isoformat(),
         "settings": model.defaults.model_dump(mode="json", exclude_none=True) | settings,
         "seed": seed,
-        "machine": machine(device),
+        "machine": machine(device) | {"load_average": os.getloadavg()[0]},
     }

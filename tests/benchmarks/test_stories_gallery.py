@@ -92,15 +92,14 @@ def test_figures_and_what_is_left_out_are_on_the_page(page: Path) -> None:
     assert "left out: DINO-I; give --dino" in text
 
 
-def dumped(page: Path, script: str, hash_: str = "", width: int = 1200) -> str:
+def dumped(page: Path, script: str, hash_: str = "") -> str:
     """What a script finds on the page, in a browser."""
     probe = page.with_name("probe.html")
     report = f"<script>addEventListener('load', () => {{ document.title = 'found: ' + ({script}); }})</script></body>"
     probe.write_text(page.read_text(encoding="utf-8").replace("</body>", report), encoding="utf-8")
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={page.parent / 'browser'}", f"--window-size={width},800", "--dump-dom",
-        f"{probe.as_uri()}{hash_}",
+        f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", f"{probe.as_uri()}{hash_}",
     ]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     found = re.search(r"<title>found: (.*?)</title>", shown)
@@ -124,7 +123,8 @@ def test_stories_and_methods_are_chosen_in_a_browser(page: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-def test_an_address_keeps_the_choice_and_a_phone_shows_the_page_without_scrolling_sideways(page: Path) -> None:
-    look = SHOWN + " + ' ' + (document.documentElement.scrollWidth <= innerWidth) + ' ' + (innerWidth < 600)"
-    look += " + ' ' + [...document.images].every(picture => picture.naturalWidth || picture.loading === 'lazy')"
-    assert dumped(page, look, "#story=first&method=none", width=500) == "2 true true true"
+def test_an_address_keeps_the_choice_and_a_phone_shows_the_page_without_scrolling(page: Path) -> None:
+    # Chromium has no window as narrow as a phone; its page can be.
+    look = "(() => { document.body.style.width = '360px'; return document.body.scrollWidth + ' ' + "
+    look += SHOWN + " + ' ' + [...document.images].every(one => one.naturalWidth || one.loading === 'lazy'); })()"
+    assert dumped(page, look, "#story=first&method=none") == "360 2 true"

@@ -109,7 +109,7 @@ def test_clip_figures_are_the_cosines_that_clip_itself_gives(clip: Path) -> None
                 attention_mask=tokens["attention_mask"],
                 pixel_values=normalised((picture,)),
             )
-            rows.append(float(F.cosine_similarity(output.image_embeds, output.text_embeds)))
+            rows.append(F.cosine_similarity(output.image_embeds, output.text_embeds).item())
         assert values["clip_t"][frame] == pytest.approx(rows[0], abs=1e-5)
         assert values["clip_t_c"][frame] == pytest.approx(np.mean(rows[1:]), abs=1e-5)
     states = model.vision_model(pixel_values=normalised(story.pictures)).last_hidden_state[:, 0]
