@@ -27,10 +27,12 @@ from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
-from storyloom_model.identity.casting import story_streams
+from storyloom_model.identity.casting import prompts_of, story_streams, story_tokens
 from storyloom_model.identity.class_words import WordedPrompt, worded
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_model.identity.part_maps import MapPartFinder
+from storyloom_model.identity.parts import PARTS
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import AnchorFrame, JobError, StoryJob
@@ -152,13 +154,16 @@ class Denoiser:
             return None
         from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
 
-        segmenter = None if encoders.segmenter is None else folder / encoders.segmenter
+        segmenter, parser = (None if path is None else folder / path for path in (encoders.segmenter, encoders.parser))
+        by_parts = any(adapter.maker.by_parts for adapter in self._identity_adapters.values())
         return ReferenceEncoder.load(
             folder / encoders.faces,
             folder / encoders.image,
             segmenter,
             str(self.device),
             portraits=any(adapter.words is not None for adapter in self._identity_adapters.values()),
+            parser=parser if by_parts else None,
+            parts=self._part_finder() if by_parts else None,
         )
 
     @torch.inference_mode()
@@ -169,7 +174,7 @@ class Denoiser:
             JobError: the job asks for what this package cannot do.
         """
         check_job(job, self._abilities, math.prod(self._latent_shape(job)))
-        prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
+        prompts = prompts_of(job)
         words = self._words(job, prompts)
         if words is not None:
             prompts = [one.prompt for one in words]
@@ -181,6 +186,7 @@ class Denoiser:
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(text.device))
         variant = self._variant(job)
+        token_mask, part_of = story_tokens(job, self._adapter_of(job), prompts, self._text_encoder)
         return StoryState(
             job=job,
             key=CompatibilityKey(
@@ -190,12 +196,13 @@ class Denoiser:
             latents=latents,
             text=text,
             text_keys_values=self._text_keys_values(variant, text),
-            token_mask=self._text_encoder.token_mask(prompts, job.characters),
+            token_mask=token_mask,
             predicted=torch.zeros_like(latents),
             anchors=_read_latents(job.anchors, shape).to(text.device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(text.device),
             identity=self._identity(job),
             pooled_text=embedded.pooled,
+            part_of=part_of,
             later=None if words is None else self._later_text(job, variant, words, negative),
         )
 
@@ -374,10 +381,11 @@ class Denoiser:
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""
-        if not job.identities or job.identity_adapter is None:
+        adapter = self._adapter_of(job)
+        if adapter is None:
             return None
         try:
-            streams = story_streams(job, self._identity_adapters[job.identity_adapter])
+            streams = story_streams(job, adapter)
         except FeaturesError as error:
             raise JobError(str(error)) from error
         most = self.manifest.limits.max_identity_tokens
@@ -388,19 +396,31 @@ class Denoiser:
             )
         return streams
 
+    def _adapter_of(self, job: StoryJob) -> IdentityAdapter | None:
+        """The identity adapter that a story uses; None where nobody has references."""
+        if not job.identities or job.identity_adapter is None:
+            return None
+        return self._identity_adapters[job.identity_adapter]
+
+    def _part_finder(self) -> MapPartFinder:
+        """What finds parts in references without a parser."""
+        size = (self.manifest.defaults.width, self.manifest.defaults.height)
+        return MapPartFinder(self._unet, self._decoder, self._text_encoder, self._schedule, self._rule, size)
+
     def _words(self, job: StoryJob, prompts: Sequence[ComposedPrompt]) -> list[WordedPrompt] | None:
         """The prompts with their class words; None where no adapter writes persons into the text."""
-        if not job.identities or self._identity_adapters[str(job.identity_adapter)].words is None:
-            return None
-        return [worded(prompt) for prompt in prompts]
+        adapter = self._adapter_of(job)
+        return None if adapter is None or adapter.words is None else [worded(prompt) for prompt in prompts]
 
     def _later_text(
         self, job: StoryJob, variant: Variant, prompts: Sequence[WordedPrompt], negative: TextEmbeddings | None
     ) -> LaterText | None:
         """The text with the characters' persons in it; None where none of the steps reads it."""
-        adapter = self._identity_adapters[str(job.identity_adapter)]
+        adapter = self._adapter_of(job)
+        if adapter is None or adapter.words is None:
+            return None
         start = first_fused_step(adapter.words_start, job.steps)
-        if adapter.words is None or start >= job.steps:
+        if start >= job.steps:
             return None
         try:
             fused, token_mask = fused_text(job, adapter, adapter.words, prompts, self._text_encoder)
@@ -430,11 +450,13 @@ class Denoiser:
     def _capacity(self, rows: int, states: Sequence[StoryState]) -> Capacity:
         """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it."""
         limits = self.manifest.limits
+        # A character, its parts; and a stream for each.
+        each = 1 + len(PARTS) if any(state.part_of is not None for state in states) else 1
         return Capacity(
             rows,
-            cast=max(limits.max_characters, *(state.token_mask.shape[1] for state in states)),
+            cast=max(limits.max_characters * each, *(state.token_mask.shape[1] for state in states)),
             identity_tokens=limits.max_identity_tokens,
-            streams=limits.max_characters,
+            streams=limits.max_characters * each,
         )
 
     def _fingerprint(self, job: StoryJob) -> str:

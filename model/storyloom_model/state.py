@@ -52,6 +52,7 @@ class StoryState:
     seen under, [A, C, h, w] float32 both. ``identity`` are the streams of all rows; None: nobody has references.
     ``pooled_text`` is [rows, P] where the UNet takes it (SDXL), else None.
     ``previous_maps`` is [G, K, h, w], None until the first step. ``error`` says what went wrong with this story alone.
+    ``part_of`` is int64 [K] where some of the K are parts of characters: whose, by place, or -1 for characters.
     ``later`` takes the place of the text and its tokens when its step has come, see ``turn_to_later``.
     """
 
@@ -70,6 +71,7 @@ class StoryState:
     previous_maps: Tensor | None = None
     error: str | None = None
     later: LaterText | None = None
+    part_of: Tensor | None = None
 
     def turn_to_later(self) -> None:
         """Puts the later text in its place if the next step is to read it; to be called before every step."""
