@@ -23,7 +23,7 @@ from storyloom_kernels import (
     identity_cross_attention,
     identity_maps,
 )
-from storyloom_model.identity.regions import shares, stream_regions
+from storyloom_model.identity.regions import part_shares, shares, stream_regions
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.maps import ForegroundRule, LayerMap, MapStack, Size, layer_size, resize, united_mask
 from storyloom_model.methods.sharing import Sharing
@@ -59,6 +59,8 @@ class AttentionPass:
         identity: streams of the R rows; None: the text alone says what is seen.
         region_masks: [S, K, h, w], where the characters truly are, in place of all maps, to train streams with.
         sharing: what the story methods of the rows make of the masks; None: all are as described above.
+        part_of: int64 [S, K], the place of the character of which one of the K is a part that has maps and streams of
+            its own; -1 for characters. None: there are only characters.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class AttentionPass:
         identity: IdentityStreams | None = None,
         region_masks: Tensor | None = None,
         sharing: Sharing | None = None,
+        part_of: Tensor | None = None,
     ) -> None:
         self.layout = layout
         self.latent_size = latent_size
@@ -91,6 +94,7 @@ class AttentionPass:
         self._first_mask = first_mask
         self._rule = rule or ForegroundRule()
         self._region_masks = region_masks
+        self._part_of = part_of
         self._stack = MapStack()
 
     @property
@@ -118,12 +122,12 @@ class AttentionPass:
         if self._on is None:
             return None
         if self._stack.layers:
-            masks = united_mask(self._stack.average(size), self._rule)
+            masks = united_mask(self._of_characters(self._stack.average(size)), self._rule)
         elif self._first_mask is not None:
             pooled = F.adaptive_avg_pool2d(self._first_mask.float()[:, None], size)
             masks = pooled.flatten(1) > 0.5
         elif self._previous_maps is not None:
-            masks = united_mask(resize(self._previous_maps, size), self._rule)
+            masks = united_mask(resize(self._of_characters(self._previous_maps), size), self._rule)
         else:
             return None
         return masks[self._source_of_row] & self._on
@@ -163,7 +167,16 @@ class AttentionPass:
             maps = resize(self._previous_maps, size)
         else:
             maps = torch.zeros(*present.shape, *size, device=present.device)
-        return stream_regions(shares(maps.flatten(2), present)[self._source_of_row], self.identity.owner)
+        positions_of = (
+            shares(maps.flatten(2), present)
+            if self._part_of is None
+            else part_shares(maps.flatten(2), present, self._part_of)
+        )
+        return stream_regions(positions_of[self._source_of_row], self.identity.owner)
+
+    def _of_characters(self, maps: Tensor) -> Tensor:
+        """[S, K, h, w] with 0 for parts: what shows of a character is said by the character's own map."""
+        return maps if self._part_of is None else torch.where((self._part_of < 0)[..., None, None], maps, 0.0)
 
     def record_identity(self, maps: Tensor) -> None:
         """Takes how much attention each block of identity tokens gets in a cross-attention layer, [R, B, N]."""

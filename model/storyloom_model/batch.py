@@ -24,7 +24,7 @@ UNetCall: TypeAlias = Callable[[Tensors], Tensors]
 
 _ADDED = ("text_embeds", "time_ids")
 """What diffusers calls the conditions beside the text."""
-_PER_SOURCE = ("attention.sources", "attention.previous_maps")
+_PER_SOURCE = ("attention.sources", "attention.previous_maps", "attention.part_of")
 """Inputs that have a row for each source row; all others but those of ControlNets have one for each row."""
 
 
@@ -101,6 +101,7 @@ def unet_pass(
             rule=rule,
             identity=_streams(inputs),
             sharing=Sharing.of(inputs),
+            part_of=inputs.get("attention.part_of"),
         )
     added = {name: inputs[f"added.{name}"] for name in _ADDED if f"added.{name}" in inputs} or None
     values: Tensor = unet(
@@ -165,6 +166,8 @@ def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
     grown["attention.token_mask"] = _wider(grown["attention.token_mask"], capacity.cast)
     grown["attention.sources"] = _grow(sources, capacity.rows)
     grown["attention.previous_maps"] = _wider(_grow(maps, capacity.rows), capacity.cast)
+    if "attention.part_of" in inputs:
+        grown["attention.part_of"] = _grow(_wider(inputs["attention.part_of"] + 1, capacity.cast), capacity.rows) - 1
     streams = _streams(grown)
     return grown if streams is None else grown | _flat(streams.padded(capacity.identity_tokens, capacity.streams))
 
@@ -210,7 +213,17 @@ def _attention(states: Sequence[StoryState], device: torch.device) -> dict[str, 
         inputs["sources"] = torch.tensor(sources, device=device)
     if any(state.previous_maps is not None for state in states):
         inputs["previous_maps"] = torch.cat([_wider(_maps_or_zero(state), cast) for state in states])
+    if any(state.part_of is not None for state in states):
+        inputs["part_of"] = torch.cat([_part_of(state, cast) for state in states])
     return inputs
+
+
+def _part_of(state: StoryState, cast: int) -> Tensor:
+    """Of which character each of the cast is a part, [G, cast]; -1 for characters and for nobody."""
+    rows = state.job.group
+    if state.part_of is None:
+        return torch.full((rows, cast), -1, device=state.token_mask.device)
+    return _wider(state.part_of.expand(rows, -1) + 1, cast) - 1
 
 
 def _identity(states: Sequence[StoryState]) -> dict[str, Tensor]:

@@ -43,6 +43,13 @@ class Decoder:
         """Latents [n, C, h, w] -> rough colours, uint8 [n, h, w, 3], without the VAE."""
         return _to_uint8(torch.einsum("nchw,cr->nrhw", _with_one(latents), self._projection))
 
+    def latents(self, picture: NDArray[np.uint8]) -> Tensor:
+        """uint8 [h * factor, w * factor, 3] -> latents of unit variance, float32 [1, C, h, w]: the inverse, nearly."""
+        config = self._vae.config
+        colours = torch.tensor(picture, device=self._vae.device).movedim(-1, 0)[None].to(self._vae.dtype) / 127.5 - 1
+        raw: Tensor = self._vae.encode(colours).latent_dist.mode()
+        return torch.mul(raw.float() - (config.shift_factor or 0), config.scaling_factor)
+
     def _decode(self, latents: Tensor) -> Tensor:
         """[n, C, h, w] -> float32 [n, 3, H, W], black -1 to white 1."""
         config = self._vae.config

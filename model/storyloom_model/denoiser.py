@@ -31,10 +31,12 @@ from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
-from storyloom_model.identity.casting import story_streams
+from storyloom_model.identity.casting import story_streams, with_parts
 from storyloom_model.identity.class_words import WordedPrompt, worded
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_model.identity.part_maps import MapPartFinder
+from storyloom_model.identity.parts import PARTS
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import JobError, StoryJob
@@ -181,13 +183,16 @@ class Denoiser:
             return None
         from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
 
-        segmenter = None if encoders.segmenter is None else folder / encoders.segmenter
+        segmenter, parser = (None if path is None else folder / path for path in (encoders.segmenter, encoders.parser))
+        by_parts = any(adapter.maker.by_parts for adapter in self._identity_adapters.values())
         return ReferenceEncoder.load(
             folder / encoders.faces,
             folder / encoders.image,
             segmenter,
             str(self.device),
             portraits=any(adapter.words is not None for adapter in self._identity_adapters.values()),
+            parser=parser if by_parts else None,
+            parts=self._part_finder() if by_parts else None,
         )
 
     @torch.inference_mode()
@@ -202,8 +207,9 @@ class Denoiser:
 
     def _start(self, job: StoryJob) -> StoryState:
         """The beginning of a pass."""
-        name = method_name(job, self.manifest)
-        words = self._words(job, REGISTRY[name])
+        name, adapter = method_name(job, self.manifest), self._adapter_of(job)
+        self._check_texts(REGISTRY[name], adapter)
+        words = None if adapter is None or adapter.words is None else [worded(one) for one in prompts_of(job)]
         told = job if words is None else with_prompts(job, [one.prompt for one in words])
         text = REGISTRY[name].text(told, self._text_encoder)
         shape, device = self._latent_shape(job), text.hidden.device
@@ -211,6 +217,7 @@ class Denoiser:
         solver = Solver(job.solver, self._schedule, job.steps)
         latents = solver.start(noise.to(device))
         variant = self.variant(job)
+        token_mask, part_of = with_parts(text.token_mask, told, adapter, self._text_encoder)
         return StoryState(
             job=job,
             key=CompatibilityKey(
@@ -225,7 +232,7 @@ class Denoiser:
             latents=latents,
             text=text.hidden,
             text_keys_values=self._text_keys_values(variant, text.hidden),
-            token_mask=text.token_mask,
+            token_mask=token_mask,
             predicted=torch.zeros_like(latents),
             anchors=read_latents(job.anchors, shape).to(device),
             anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(device),
@@ -235,6 +242,7 @@ class Denoiser:
             controls=self._controls(job),
             pooled_text=text.pooled,
             unseen_text=text.unseen,
+            part_of=part_of,
             later=None if words is None else self._later_text(job, variant, words),
         )
 
@@ -423,10 +431,11 @@ class Denoiser:
 
     def _identity(self, job: StoryJob) -> IdentityStreams | None:
         """What is made of the characters' references once, for all steps."""
-        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
-            return None  # The first of two passes is made from the prompts alone.
+        adapter = self._adapter_of(job)
+        if adapter is None:
+            return None
         try:
-            streams = story_streams(job, self._identity_adapters[job.identity_adapter])
+            streams = story_streams(job, adapter)
         except FeaturesError as error:
             raise JobError(str(error)) from error
         most = self.manifest.limits.max_identity_tokens
@@ -436,6 +445,27 @@ class Denoiser:
                 f"{most}: give fewer of them references"
             )
         return streams
+
+    def _adapter_of(self, job: StoryJob) -> IdentityAdapter | None:
+        """The identity adapter that a pass uses; None where nobody has references."""
+        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
+            return None  # The first of two passes is made from the prompts alone.
+        return self._identity_adapters[job.identity_adapter]
+
+    @staticmethod
+    def _check_texts(method: Method, adapter: IdentityAdapter | None) -> None:
+        """Refuses two that would both edit, or look for words in, a frame's text."""
+        edits = adapter is not None and (adapter.words is not None or adapter.maker.by_parts)
+        if adapter is not None and edits and type(method).text is not Method.text:
+            raise JobError(
+                f"identity adapter {adapter.name} goes by the words of each frame, which the story's method puts "
+                "together otherwise; name another method, or another identity adapter"
+            )
+
+    def _part_finder(self) -> MapPartFinder:
+        """What finds parts in references without a parser."""
+        size = (self.manifest.defaults.width, self.manifest.defaults.height)
+        return MapPartFinder(self._unet, self._decoder, self._text_encoder, self._schedule, self._rule, size)
 
     def _controls(self, job: StoryJob) -> tuple[StoryControl, ...]:
         """What ControlNets make of the frames' pictures once, for all steps."""
@@ -450,25 +480,13 @@ class Denoiser:
         except FeaturesError as error:
             raise JobError(str(error)) from error
 
-    def _words(self, job: StoryJob, method: Method) -> list[WordedPrompt] | None:
-        """The prompts with their class words; None where no adapter writes persons into the text."""
-        name = job.identity_adapter
-        if not job.identities or name is None or job.redenoising is not None:
-            return None  # The first of two passes is made from the prompts alone.
-        if self._identity_adapters[name].words is None:
-            return None
-        if type(method).text is not Method.text:
-            raise JobError(
-                f"identity adapter {name} and the story's method both edit the text; name another method, or no "
-                "identity adapter"
-            )
-        return [worded(prompt) for prompt in prompts_of(job)]
-
     def _later_text(self, job: StoryJob, variant: Variant, prompts: Sequence[WordedPrompt]) -> LaterText | None:
         """The text with the characters' persons in it; None where none of the steps reads it."""
-        adapter = self._identity_adapters[str(job.identity_adapter)]
+        adapter = self._adapter_of(job)
+        if adapter is None or adapter.words is None:
+            return None
         start = first_fused_step(adapter.words_start, job.steps)
-        if adapter.words is None or start >= job.steps:
+        if start >= job.steps:
             return None
         try:
             fused, token_mask = fused_text(job, adapter, adapter.words, prompts, self._text_encoder)
@@ -498,11 +516,13 @@ class Denoiser:
     def _capacity(self, rows: int, states: Sequence[StoryState]) -> Capacity:
         """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it."""
         limits, controlled = self.manifest.limits, controlled_rows(states)
+        # A character, its parts; and a stream for each.
+        each = 1 + len(PARTS) if any(state.part_of is not None for state in states) else 1
         return Capacity(
             rows,
-            cast=max(limits.max_characters, *(state.token_mask.shape[1] for state in states)),
+            cast=max(limits.max_characters * each, *(state.token_mask.shape[1] for state in states)),
             identity_tokens=limits.max_identity_tokens,
-            streams=limits.max_characters,
+            streams=limits.max_characters * each,
             controlled_rows=self._options.bucket(controlled) or controlled,
         )
 

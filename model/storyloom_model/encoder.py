@@ -62,12 +62,17 @@ class TextEncoder:
 
     def token_mask(self, prompts: Sequence[ComposedPrompt], characters: Sequence[str]) -> Tensor:
         """bool [len(prompts), len(characters), T], True where a token is part of a character's description."""
-        tokenized = _tokenize(self._tokenizer, [prompt.text for prompt in prompts], return_offsets_mapping=True)
+        spans = [[prompt.spans.get(name, ()) for name in characters] for prompt in prompts]
+        return self.span_mask([prompt.text for prompt in prompts], spans)
+
+    def span_mask(self, texts: Sequence[str], spans: Sequence[Sequence[Sequence[Span]]]) -> Tensor:
+        """bool [len(texts), K, T], True where a token is in one of the K-th spans of its text; K of them for each."""
+        tokenized = _tokenize(self._tokenizer, list(texts), return_offsets_mapping=True)
         flags = [
-            [token_flags(offsets, prompt.spans.get(name, ())) for name in characters]
-            for offsets, prompt in zip(tokenized["offset_mapping"], prompts, strict=True)
+            [token_flags(offsets, one) for one in of_text]
+            for offsets, of_text in zip(tokenized["offset_mapping"], spans, strict=True)
         ]
-        shape = (len(prompts), len(characters), self._tokenizer.model_max_length)
+        shape = (len(texts), len(spans[0]), self._tokenizer.model_max_length)
         return torch.tensor(flags, dtype=torch.bool, device=self._model.device).reshape(shape)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:

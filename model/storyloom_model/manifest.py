@@ -100,6 +100,9 @@ class Attention(_Part):
 class Encoders(_Part):
     """What looks at references, inside the package. Without a segmenter the built-in one finds characters.
 
+    ``parser`` is a folder of a semantic segmentation model of transformers whose classes are parts of people, for
+    adapters by parts; without it the model's own maps find them.
+
     ``faces`` is a folder in the layout of insightface, faces/models/PACK/*.onnx. ``image`` is a folder of a
     CLIPVisionModelWithProjection with its preprocessor, or a file of open_clip.
     """
@@ -107,6 +110,7 @@ class Encoders(_Part):
     faces: PackagePath
     image: PackagePath
     segmenter: PackagePath | None = None
+    parser: PackagePath | None = None
 
 
 class IdentityAdapterFile(_Part):

@@ -70,7 +70,7 @@ class ModelPackage:
     def encoder_paths(self) -> tuple[str, ...]:
         """Paths in the package of what looks at references, files or folders."""
         encoders = self.manifest.encoders
-        paths = () if encoders is None else (encoders.faces, encoders.image, encoders.segmenter)
+        paths = () if encoders is None else (encoders.faces, encoders.image, encoders.segmenter, encoders.parser)
         return tuple(path for path in paths if path is not None)
 
     def adapter_file(self, name: str) -> Path:

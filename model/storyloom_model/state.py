@@ -67,9 +67,10 @@ class StoryState:
     tokens that a row leaves out; None: none. ``method`` is the story method, ``kept`` what it keeps from step to step,
     and ``layers`` where the UNet's self-attention layers are.
     ``previous_maps`` is [G, K, h, w], None until the first step. ``later`` takes the place of the text and its tokens
-    when its step has come, see ``turn_to_later``. ``second`` is what a story with re-denoising carries beside: while
-    its second pass runs, rows are those of its regions, and all of the above but ``solver``, ``latents`` and
-    ``predicted`` stays as the first pass left it. ``error`` says what went wrong with this story alone.
+    when its step has come, see ``turn_to_later``. ``part_of`` is int64 [K] where some of the K are parts of characters:
+    whose, by place, or -1 for characters. ``second`` is what a story with re-denoising carries beside: while its second
+    pass runs, rows are those of its regions, and all of the above but ``solver``, ``latents`` and ``predicted`` stays
+    as the first pass left it. ``error`` says what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -93,6 +94,7 @@ class StoryState:
     second: SecondPass | None = None
     error: str | None = None
     later: LaterText | None = None
+    part_of: Tensor | None = None
 
     def turn_to_later(self) -> None:
         """Puts the later text in its place if the next step is to read it; to be called before every step."""

@@ -52,6 +52,29 @@ def test_portraits_are_kept_where_they_are_wanted(encoder: ReferenceEncoder) -> 
     assert np.array_equal(np.asarray(found.face), np.asarray(plain.face))
 
 
+class Halves:
+    """Finds the hair in the upper half of a picture, a coat in the lower one, and a face in a corner."""
+
+    def find(self, picture: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
+        masks = {part: np.zeros(picture.shape[:2], np.bool_) for part in ("face", "hair", "hat", "upper")}
+        masks["face"][:8, :8] = masks["hair"][: len(picture) // 2] = masks["upper"][len(picture) // 2 :] = True
+        return masks
+
+
+def test_parts_are_looked_at_one_by_one(encoder: ReferenceEncoder) -> None:
+    """The face where the detector found it, garments alone in pictures of clothes, nothing of what is not there."""
+    picture = rendered()
+    finding = replace(encoder, parts=Halves())
+    found, _ = finding.encode_one(Reference(png(picture.image)))
+    assert set(found.parts) == {"face", "hair", "upper"}
+    assert found.parts["hair"].states.shape == (encoder.image.tokens, encoder.image.width)
+    assert not np.array_equal(found.parts["hair"].embedding, found.parts["upper"].embedding)
+    clothes, _ = finding.encode_one(Reference(png(picture.image), role="clothes"))
+    assert set(clothes.parts) == {"upper"}
+    plain, _ = encoder.encode_one(Reference(png(picture.image)))
+    assert plain.parts == {}
+
+
 @pytest.mark.parametrize("box", [(40.0, 30.0, 60.0, 50.0), (0.0, 0.0, 20.0, 18.0), (5.0, 5.0, 95.0, 75.0)])
 def test_a_portrait_is_the_square_around_a_face(box: tuple[float, float, float, float]) -> None:
     """Three faces wide where the picture reaches as far; with the face at its own place and size in it."""

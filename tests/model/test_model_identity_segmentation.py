@@ -13,6 +13,7 @@ from PIL import Image
 from storyloom_model.identity.encoders.errors import EncodersError
 from storyloom_model.identity.encoders.segmentation import (
     GroundedSegmenter,
+    Parser,
     SemanticSegmenter,
     UniversalSegmenter,
     load_segmenter,
@@ -64,6 +65,20 @@ def test_semantic_models_say_where_their_person_class_wins(tmp_path: Path, pictu
     assert mask.shape == (60, 80)
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, (classes == 1).numpy())
+
+
+def test_parsers_put_classes_together_to_parts(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    torch.manual_seed(0)
+    names = dict(enumerate(("Background", "Hair", "Upper-clothes", "Dress", "Left-shoe", "Right-shoe", "Bag", "Face")))
+    folder = segformer(tmp_path / "parser", {"id2label": names, "label2id": {name: at for at, name in names.items()}})
+    parser = Parser(folder)
+    found, classes = parser.find(picture), parser._classes(picture)
+    expected = {"face": [7], "hair": [1], "hat": [], "upper": [2, 3], "lower": [], "shoes": [4, 5]}
+    assert list(found) == list(expected)
+    for part, indices in expected.items():
+        np.testing.assert_array_equal(found[part], np.isin(classes, indices))
+    with pytest.raises(EncodersError, match="are no parts of people"):
+        Parser(segformer(tmp_path / "rooms"))
 
 
 def test_universal_models_are_told_by_their_architecture(tmp_path: Path, picture: NDArray[np.uint8]) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from storyloom_model.adding.components import empty_component, save_weights
 from storyloom_model.adding.record import Record
-from storyloom_model.identity.published.adapters import EMPTY_STATES, keeps_of, method_of, read_adapter, reads_states
+from storyloom_model.identity.parts import PARTS
+from storyloom_model.identity.published.adapters import (
+    CHARACTER_ADAPTER,
+    EMPTY_STATES,
+    keeps_of,
+    method_of,
+    read_adapter,
+    reads_states,
+)
 from storyloom_model.identity.published.files import read_metadata, read_weights
 from storyloom_model.identity.published.forms import Form, detect
 from storyloom_model.identity.published.lora import UNET, LoraSettings, read_lora
@@ -22,6 +30,8 @@ from storyloom_model.package import PackageError, components_in
 
 _FULL_TOKENS = 257
 """Of a reference in the full form: all states of an image encoder for 224 pixels and patches of 14."""
+_PART_TOKENS = {Form.IP_ADAPTER: 4, Form.IP_ADAPTER_PLUS: 16}
+"""Of a part of one reference, by the form that Character-Adapter uses."""
 
 
 def take_adapter(
@@ -72,9 +82,11 @@ def take_adapter(
     save_weights(weights, folder / path)
     added = IdentityAdapterFile(file=path, method=method, keeps=keeps_of(method))
     limits = manifest.limits
-    if form == Form.IP_ADAPTER_FULL:
-        most = max(limits.max_identity_tokens, limits.max_characters * _FULL_TOKENS)
-        limits = limits.model_copy(update={"max_identity_tokens": most})
+    each = _FULL_TOKENS if form == Form.IP_ADAPTER_FULL else 0
+    if method == CHARACTER_ADAPTER:
+        each = len(PARTS) * _PART_TOKENS[form]
+    most = max(limits.max_identity_tokens, limits.max_characters * each)
+    limits = limits.model_copy(update={"max_identity_tokens": most})
     adapters = {**manifest.identity_adapters, name: added}
     return manifest.model_copy(update={"identity_adapters": adapters, "limits": limits})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -33,12 +33,14 @@ class Stream:
     """Tokens that share one softmax of the identity cross-attention.
 
     ``tokens`` is [n, D]. ``owner`` is the character in whose region the stream acts; None: everywhere. ``scale`` is
-    what the maker wants it to count, those of its characters included; the adapter's own multiplies it.
+    what the maker wants it to count, those of its characters included; the adapter's own multiplies it. ``part``: it
+    acts in this part of its owner alone (``parts.PARTS``).
     """
 
     tokens: Tensor
     owner: str | None
     scale: float = 1.0
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +65,9 @@ class StreamMaker(nn.Module, ABC):
 
     Features are plain arrays: a maker brings them to the device and dtype of its weights.
     """
+
+    by_parts: ClassVar[bool] = False
+    """Whether streams are of parts: a story then has maps of the words for these."""
 
     @property
     def config(self) -> dict[str, Any]:

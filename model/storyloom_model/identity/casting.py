@@ -1,15 +1,24 @@
-"""The identity streams of a story: who is in which row, and what the adapter makes of them, once for all steps."""
+"""The identity streams of a story: who is in which row, and what the adapter makes of them, once for all steps.
+
+Of adapters by parts also which parts have maps of their own, and whose these are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
+from storyloom_model.encoder import TextEncoder
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter, Stream
+from storyloom_model.identity.character_adapter import placed
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures
+from storyloom_model.identity.parts import PARTS, Part, part_spans
 from storyloom_model.identity.streams import IdentityStreams, pack_streams
 from storyloom_model.jobs import Identity, StoryJob
+from storyloom_model.prompts import ComposedPrompt
+from storyloom_model.story_text import prompts_of
 
 
 def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | None:
@@ -27,7 +36,8 @@ def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | 
     streams, kind_of_row = row_streams(job, adapter)
     if not any(streams):
         return None
-    packed = pack_streams(streams, job.characters, scale=adapter.scale).project(adapter.layers)
+    places: list[str | Part] = [*job.characters, *story_parts(job, adapter)]
+    packed = pack_streams(streams, places, scale=adapter.scale).project(adapter.layers)
     return packed.rows(torch.tensor(kind_of_row, device=packed.ends.device))
 
 
@@ -38,13 +48,56 @@ def row_streams(job: StoryJob, adapter: IdentityAdapter) -> tuple[list[list[Stre
         FeaturesError: see ``story_streams``.
     """
     identities = story_identities(job, adapter)
-    prompts = [*(frame.prompt for frame in job.frames), *(anchor.prompt for anchor in job.anchors)]
+    prompts = prompts_of(job)
     casts = [tuple(name for name in identities if name in prompt.spans) for prompt in prompts]
+    said = [_said(prompt, cast, adapter) for prompt, cast in zip(prompts, casts, strict=True)]
     branches = (True, False) if job.guided else (False,)
-    rows = [(negative, cast) for negative in branches for cast in casts]
+    rows = [(negative, *of_prompt) for negative in branches for of_prompt in zip(casts, said, strict=True)]
     kinds = list(dict.fromkeys(rows))
-    streams = [_streams(adapter, negative, {name: identities[name] for name in cast}) for negative, cast in kinds]
+    streams = [
+        placed(_streams(adapter, negative, {name: identities[name] for name in cast}), parts)
+        for negative, cast, parts in kinds
+    ]
     return streams, [kinds.index(row) for row in rows]
+
+
+def story_parts(job: StoryJob, adapter: IdentityAdapter) -> list[Part]:
+    """The parts that have maps of their own in a story: those of characters with references that a prompt has words
+    for, where the adapter has streams of parts.
+    """
+    names = [one.character for one in job.identities]
+    said = {part for prompt in prompts_of(job) for part in _said(prompt, names, adapter)}
+    return [(name, part) for name in job.characters for part in PARTS if (name, part) in said]
+
+
+def with_parts(
+    token_mask: Tensor, job: StoryJob, adapter: IdentityAdapter | None, encoder: TextEncoder
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens of the characters, and of those of their parts that have maps of their own.
+
+    Args:
+        token_mask: of the characters, bool [G, K, T].
+        job: the story, with the prompts that the encoder reads.
+        adapter: the one it uses; None: nobody has references.
+        encoder: of the text.
+
+    Returns:
+        ``token_mask`` and ``part_of`` of ``StoryState``.
+    """
+    parts = [] if adapter is None else story_parts(job, adapter)
+    if not parts:
+        return token_mask, None
+    prompts = prompts_of(job)
+    spans = [[part_spans(prompt, name).get(part, ()) for name, part in parts] for prompt in prompts]
+    more = encoder.span_mask([prompt.text for prompt in prompts], spans)
+    owners = [-1] * len(job.characters) + [job.characters.index(name) for name, _ in parts]
+    return torch.cat([token_mask, more], dim=1), torch.tensor(owners, device=token_mask.device)
+
+
+def _said(prompt: ComposedPrompt, names: Iterable[str], adapter: IdentityAdapter) -> tuple[Part, ...]:
+    if not adapter.maker.by_parts:
+        return ()
+    return tuple((name, part) for name in names for part in part_spans(prompt, name))
 
 
 def story_identities(job: StoryJob, adapter: IdentityAdapter) -> dict[str, CharacterIdentity]:

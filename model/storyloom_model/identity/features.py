@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -37,6 +37,14 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PartFeatures:
+    """What the image encoder says of the crop of one part of a character; as of ``ReferenceFeatures``."""
+
+    states: Array
+    embedding: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ReferenceFeatures:
     """What the encoders say of one reference; None: the picture does not show it. Arrays are float16 or float32, but
     for ``portrait``.
@@ -47,7 +55,8 @@ class ReferenceFeatures:
     ``landmarks`` [5, 2] are where the face's eyes, nose and corners of the mouth are, in pixels, x first, in a picture
     of ``size`` [2], width and height; features of earlier versions have neither.
     ``portrait`` is the head as it is in the picture, uint8 RGB [side, side, 3], for adapters that bring an image
-    encoder of their own; it is kept where a package has such.
+    encoder of their own; it is kept where a package has such. ``parts`` are by name (``parts.PARTS``), those that the
+    picture shows, for adapters that take over parts; likewise.
     """
 
     role: Role = "character"
@@ -59,9 +68,10 @@ class ReferenceFeatures:
     landmarks: Array | None = None
     size: Array | None = None
     portrait: Array | None = None
+    parts: Mapping[str, PartFeatures] = field(default_factory=dict)
 
 
-_ARRAYS = tuple(field.name for field in fields(ReferenceFeatures) if field.name != "role")
+_ARRAYS = tuple(one.name for one in fields(ReferenceFeatures) if one.name not in ("role", "parts"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +96,9 @@ class IdentityFeatures:
         for index, reference in enumerate(self.references):
             values = {name: getattr(reference, name) for name in _ARRAYS}
             arrays |= {f"{index}.{name}": np.ascontiguousarray(v) for name, v in values.items() if v is not None}
+            for part, seen in reference.parts.items():
+                arrays[f"{index}.parts.{part}.states"] = np.ascontiguousarray(seen.states)
+                arrays[f"{index}.parts.{part}.embedding"] = np.ascontiguousarray(seen.embedding)
         roles = [reference.role for reference in self.references]
         # One entry: safetensors writes several in any order.
         return save(arrays, {_METADATA: json.dumps({"format": FORMAT, "encoders": self.encoders, "roles": roles})})
@@ -102,10 +115,24 @@ class IdentityFeatures:
             raise FeaturesError(f"the features have format {metadata.get('format')}; encode the references again")
         roles: Sequence[Role] = metadata["roles"]
         references = tuple(
-            ReferenceFeatures(role, **{name: arrays.get(f"{index}.{name}") for name in _ARRAYS})
+            ReferenceFeatures(
+                role, **{name: arrays.get(f"{index}.{name}") for name in _ARRAYS}, parts=_parts(index, arrays)
+            )
             for index, role in enumerate(roles)
         )
         return cls(metadata["encoders"], references)
+
+
+def _parts(index: int, arrays: Mapping[str, Array]) -> dict[str, PartFeatures]:
+    prefix, suffix = f"{index}.parts.", ".states"
+    names = [key[len(prefix) : -len(suffix)] for key in arrays if key.startswith(prefix) and key.endswith(suffix)]
+    try:
+        return {
+            name: PartFeatures(arrays[f"{prefix}{name}.states"], arrays[f"{prefix}{name}.embedding"])
+            for name in sorted(names)
+        }
+    except KeyError as error:
+        raise FeaturesError(f"the features are damaged (no {error.args[0]}); encode the references again") from error
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -30,12 +30,43 @@ def shares(maps: Tensor, present: Tensor) -> Tensor:
     return squares / squares.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
+def part_shares(maps: Tensor, present: Tensor, part_of: Tensor) -> Tensor:
+    """How much of each position belongs to each character and to each part of a character.
+
+    In rows that have parts, a position is its strongest character's alone, so that no part reaches into somebody else.
+    Of that, a part has as much as its map is strong there, compared with its own peak within the character and with
+    the character's other parts (by squares, as characters share); what no part claims stays with the character.
+
+    Args:
+        maps, present: as of ``shares``, of characters and of parts, K in all.
+        part_of: int64 [S, K], the place of the character that each is a part of; -1 for characters.
+
+    Returns:
+        [S, K, N] in [0, 1]; those of a character and its parts sum to its share.
+    """
+    parts = present & (part_of >= 0)
+    own = shares(maps, present & (part_of < 0))
+    strongest = (own == own.amax(dim=1, keepdim=True)) & own.ne(0)
+    alone = strongest.to(own.dtype) / strongest.sum(dim=1, keepdim=True).clamp(min=1)
+    own = torch.where((part_of >= 0).any(dim=1)[:, None, None], alone, own)
+    # [S, K, K], 1 where the first is a part of the second: sums by index have no fixed order on GPUs, products have.
+    belongs = (part_of[..., None] == torch.arange(part_of.shape[1], device=part_of.device)).to(maps.dtype)
+    within = torch.where(parts[..., None], maps * (belongs @ own), 0.0)
+    peak = within.amax(dim=-1, keepdim=True)
+    strength = within / peak.clamp(min=torch.finfo(maps.dtype).tiny)
+    squares = strength.square()
+    together = belongs @ (belongs.transpose(1, 2) @ squares)
+    weight = strength * squares / together.clamp(min=torch.finfo(maps.dtype).tiny)
+    left = 1 - (belongs.transpose(1, 2) @ weight).clamp(max=1)
+    return torch.where(parts[..., None], (belongs @ own) * weight, own * left)
+
+
 def stream_regions(of_characters: Tensor, owner: Tensor) -> Tensor:
     """The region of each identity stream.
 
     Args:
-        of_characters: [R, K, N], as of ``shares``.
-        owner: int64 [R, C], the character in whose share each stream acts; -1: everywhere.
+        of_characters: [R, K, N], as of ``shares`` or ``part_shares``.
+        owner: int64 [R, C], the character or part in whose share each stream acts; -1: everywhere.
 
     Returns:
         [R, C, N].

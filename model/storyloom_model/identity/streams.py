@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from storyloom_model.identity.adapter import LayerProjections, Stream
+from storyloom_model.identity.parts import Part
 
 EVERYWHERE = -1
 """Stands where the place of a stream's owner would: it acts in the whole picture."""
@@ -90,12 +92,14 @@ class PackedStreams:
         return IdentityStreams(keys_values, self.ends, self.scale, self.owner, blocks)
 
 
-def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *, scale: float = 1.0) -> PackedStreams:
+def pack_streams(
+    rows: Sequence[Sequence[Stream]], characters: Sequence[str | Part], *, scale: float = 1.0
+) -> PackedStreams:
     """Puts the streams of rows together; differentiable in the tokens.
 
     Args:
         rows: the streams of each row, any number of any length, none included; at least one row has one.
-        characters: names in the order of the pass's token mask.
+        characters: names in the order of the pass's token mask, and parts of theirs that have a place of their own.
         scale: multiplies that of every stream.
 
     Raises:
@@ -104,8 +108,8 @@ def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *,
     filled = [streams for streams in rows if streams]
     if not filled:
         raise ValueError("there is no stream in any row; leave identities out of the pass")
-    places: dict[str | None, int] = {name: place for place, name in enumerate(characters)} | {None: EVERYWHERE}
-    strangers = {one.owner for streams in filled for one in streams} - places.keys()
+    places: dict[Any, int] = {name: place for place, name in enumerate(characters)} | {None: EVERYWHERE}
+    strangers = {_place(one) for streams in filled for one in streams} - places.keys()
     if strangers:
         raise ValueError(f"streams belong to {sorted(map(str, strangers))}, who are not among {list(characters)}")
     like = filled[0][0].tokens
@@ -119,7 +123,7 @@ def pack_streams(rows: Sequence[Sequence[Stream]], characters: Sequence[str], *,
         # A stream that ends where the one before it does has no tokens.
         ends.append(reached[1:] + [len(own)] * missing)
         scales.append([scale * one.scale for one in streams] + [0.0] * missing)
-        owners.append([places[one.owner] for one in streams] + [EVERYWHERE] * missing)
+        owners.append([places[_place(one)] for one in streams] + [EVERYWHERE] * missing)
     return PackedStreams(
         torch.stack(tokens),
         torch.tensor(ends, dtype=torch.int32, device=like.device),
@@ -146,6 +150,10 @@ def join_streams(parts: Sequence[IdentityStreams]) -> IdentityStreams:
 
 def _no_tokens(values: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows, 0, values.shape[2])
+
+
+def _place(stream: Stream) -> Any:
+    return stream.owner if stream.part is None else (stream.owner, stream.part)
 
 
 def _length(streams: Sequence[Stream]) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,22 @@ from storyloom_model.identity.encoders.crops import Mask, Pixels, portrait, whit
 from storyloom_model.identity.encoders.faces import Face, FaceEncoder
 from storyloom_model.identity.encoders.image import ImageEncoder, PictureFeatures
 from storyloom_model.identity.encoders.pictures import DecodedPicture, ReferenceProblem, decode_mask, decode_picture
-from storyloom_model.identity.encoders.segmentation import Segmenter, load_segmenter
-from storyloom_model.identity.features import IdentityFeatures, Reference, ReferenceFeatures
+from storyloom_model.identity.encoders.segmentation import Parser, Segmenter, load_segmenter
+from storyloom_model.identity.features import IdentityFeatures, PartFeatures, Reference, ReferenceFeatures
+from storyloom_model.identity.parts import FACE, GARMENTS
 
 LEAST_CHARACTER = 0.005
 """Of the picture; what a segmenter finds below is nobody."""
+LEAST_PART = 0.002
+"""Of the picture; what is found of a part below is not there."""
+
+
+class PartFinder(Protocol):
+    """Finds the parts of a character."""
+
+    def find(self, picture: Pixels) -> dict[str, Mask]:
+        """Masks bool [h, w] by the names of parts, of a picture uint8 [h, w, 3] RGB."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class ReferenceEncoder:
     parts see `IdentityFeatures`).
 
     Without a segmenter only characters whose mask is given are cut out; of others the face alone is known. With
-    `portraits` these are among the features.
+    `portraits` these are among the features; with `parts` it finds what is seen of each part.
     """
 
     faces: FaceEncoder
@@ -36,6 +48,7 @@ class ReferenceEncoder:
     segmenter: Segmenter | None
     fingerprint: str
     portraits: bool = False
+    parts: PartFinder | None = None
 
     @classmethod
     def load(
@@ -46,21 +59,30 @@ class ReferenceEncoder:
         device: str = "cpu",
         *,
         portraits: bool = False,
+        parser: Path | None = None,
+        parts: PartFinder | None = None,
     ) -> ReferenceEncoder:
         """Loads the parts that a manifest's `encoders` names.
+
+        Args:
+            faces, image, segmenter, parser: files or folders. The parser takes the place of `parts`.
+            device: where they run.
+            portraits, parts: see the class.
 
         Raises:
             EncodersError: one of them is not usable.
         """
         face_encoder = FaceEncoder.load(faces, device)
         networks = encoders_fingerprint([face_encoder.recogniser, image])
-        finders = encoders_fingerprint([faces, *([] if segmenter is None else [segmenter])])
+        finders = encoders_fingerprint([one for one in (faces, segmenter, parser) if one is not None])
+        by_maps = parts is not None and parser is None
         return cls(
             face_encoder,
             ImageEncoder.load(image, device),
             None if segmenter is None else load_segmenter(segmenter, device),
-            f"{networks}:{finders}" + (":portraits" if portraits else ""),
+            f"{networks}:{finders}" + (":portraits" if portraits else "") + (":parts" if by_maps else ""),
             portraits,
+            parts if parser is None else Parser(parser, device),
         )
 
     def encode(self, references: Sequence[Reference]) -> tuple[IdentityFeatures, list[str]]:
@@ -89,12 +111,16 @@ class ReferenceEncoder:
         mask = None if reference.mask is None else decode_mask(reference.mask, picture)
         if reference.role == "clothes":
             (seen,) = self.image.encode([self._clothes(picture.pixels, mask)])
-            return _features(reference, picture, None, None, seen), list(picture.notes)
-        face, crops, notes = self._character(picture, mask)
+            found = _features(reference, picture, None, None, seen)
+            found = replace(found, parts=self._parts(picture.pixels, None, mask))
+            garments = {part: one for part, one in found.parts.items() if part in GARMENTS}
+            return replace(found, parts=garments), list(picture.notes)
+        face, crops, mask, notes = self._character(picture, mask)
         seen_face, seen_character = _pair(self.image.encode(crops), has_face=face is not None)
         found = _features(reference, picture, face, seen_face, seen_character)
         if self.portraits and face is not None:
             found = replace(found, portrait=portrait(picture.pixels, face.box))
+        found = replace(found, parts=self._parts(picture.pixels, face, mask))
         return found, [*picture.notes, *notes]
 
     def _clothes(self, pixels: Pixels, mask: Mask | None) -> Pixels:
@@ -104,12 +130,33 @@ class ReferenceEncoder:
         size = (self.image.size, self.image.size)
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
-    def _character(self, picture: DecodedPicture, mask: Mask | None) -> tuple[Face | None, list[Pixels], list[str]]:
-        """The chosen face, the crops to encode (of the face, of the character), and notes."""
+    def _parts(self, picture: Pixels, face: Face | None, mask: Mask | None) -> dict[str, PartFeatures]:
+        """What is seen of each part, within the character's mask where there is one.
+
+        The face is where its detector found it, and no other part reaches into it.
+        """
+        if self.parts is None:
+            return {}
+        found = self.parts.find(picture)
+        if face is not None:
+            left, top, right, bottom = (max(0, round(value)) for value in face.box)
+            inside = np.zeros(picture.shape[:2], np.bool_)
+            inside[top:bottom, left:right] = True
+            found = {part: inside if part == FACE else one & ~inside for part, one in found.items()}
+        if mask is not None:
+            found = {part: one & mask for part, one in found.items()}
+        found = {part: one for part, one in found.items() if one.mean() >= LEAST_PART}
+        seen = self.image.encode([whitened_character(picture, one, self.image.size) for one in found.values()])
+        return {part: PartFeatures(one.states, one.embedding) for part, one in zip(found, seen, strict=True)}
+
+    def _character(
+        self, picture: DecodedPicture, mask: Mask | None
+    ) -> tuple[Face | None, list[Pixels], Mask | None, list[str]]:
+        """The chosen face, the crops to encode (of the face, of the character), where the character is, and notes."""
         faces = self.faces.faces(picture.pixels)
         if not faces and mask is not None:
             notes = ["no face was found: only what the mask shows is taken over"]
-            return None, [whitened_character(picture.pixels, mask, self.image.size)], notes
+            return None, [whitened_character(picture.pixels, mask, self.image.size)], mask, notes
         if not faces and not _has_colours(picture.pixels):
             raise ReferenceProblem(
                 "no face was found; use a picture that shows the face from the front, upright and large, and in colour"
@@ -124,7 +171,7 @@ class ReferenceEncoder:
                 mask = None
         if mask is not None:
             crops.append(whitened_character(picture.pixels, mask, self.image.size))
-        return face, crops, notes
+        return face, crops, mask, notes
 
 
 def nearest_to(face: Face, faces: Sequence[Face], people: Mask) -> Mask:

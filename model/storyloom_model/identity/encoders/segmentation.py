@@ -19,6 +19,7 @@ from PIL import Image
 from storyloom_model.identity.encoders.crops import Mask, Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
 from storyloom_model.identity.encoders.faces import providers_for
+from storyloom_model.identity.parts import PARTS, part_named
 
 BUILT_IN_FILE = "segmenter.onnx"
 PERSON = "person"
@@ -50,23 +51,56 @@ class BuiltInSegmenter:
         return _resized(probability[0, 0], picture) > 0.5
 
 
-class SemanticSegmenter:
-    """A semantic segmentation model of transformers (SegFormer, UperNet, ...) with a class called person."""
+class _SemanticModel:
+    """A semantic segmentation model of transformers (SegFormer, UperNet, ...)."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import AutoModelForSemanticSegmentation
 
         self._network = _pretrained(AutoModelForSemanticSegmentation, folder, device)
         self._processor = _processor(folder)
-        self._class = _person_class(self._network.config, folder)
 
     @torch.inference_mode()
-    def people(self, picture: Pixels) -> Mask:
+    def _classes(self, picture: Pixels) -> NDArray[np.int64]:
+        """The class of each pixel, [h, w]."""
         inputs = self._processor(images=Image.fromarray(picture), return_tensors="pt").to(self._network.device)
         logits = self._network(**inputs).logits
         full = torch.nn.functional.interpolate(logits.float(), picture.shape[:2], mode="bilinear")
-        mask: Mask = (full[0].argmax(0) == self._class).cpu().numpy()
-        return mask
+        classes: NDArray[np.int64] = full[0].argmax(0).cpu().numpy()
+        return classes
+
+
+class SemanticSegmenter(_SemanticModel):
+    """One with a class called person."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        super().__init__(folder, device)
+        self._class = _person_class(self._network.config, folder)
+
+    def people(self, picture: Pixels) -> Mask:
+        return np.asarray(self._classes(picture) == self._class)
+
+
+class Parser(_SemanticModel):
+    """One whose classes are parts of people, as for human parsing (ATR, LIP, ...): finds the parts of a character.
+
+    Raises:
+        EncodersError: it is not usable, or none of its classes is a part.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        super().__init__(folder, device)
+        named = {int(index): part_named(name) for index, name in self._network.config.id2label.items()}
+        self._parts = {part: [index for index, one in named.items() if one == part] for part in PARTS}
+        if not any(self._parts.values()):
+            raise EncodersError(
+                f"the classes of {folder} are no parts of people; use a model that was trained for human parsing"
+            )
+
+    def find(self, picture: Pixels) -> dict[str, Mask]:
+        """Masks bool [h, w] by the names of ``PARTS``, of a picture uint8 [h, w, 3] RGB. They do not overlap."""
+        classes = self._classes(picture)
+        return {part: np.isin(classes, indices) for part, indices in self._parts.items()}
 
 
 class UniversalSegmenter:

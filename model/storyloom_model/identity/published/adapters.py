@@ -22,7 +22,9 @@ _FORMS = {name: method.form for name, method in ip_adapter.METHODS.items()} | {
     "photomaker": Form.PHOTOMAKER,
     "photomaker-v2": Form.PHOTOMAKER_V2,
 }
-METHODS = tuple(_FORMS)
+CHARACTER_ADAPTER = "character-adapter"
+"""Another use of IP-Adapter's files, by parts of characters; it is never told by a file."""
+METHODS = (*_FORMS, CHARACTER_ADAPTER)
 """What the method of a published adapter can be called."""
 
 EMPTY_STATES = "empty_states"
@@ -43,6 +45,10 @@ def read_adapter(method: str, name: str, weights: Mapping[str, Tensor], unet: An
     """
     published = {key: value for key, value in weights.items() if key != EMPTY_STATES}
     form = detect(published)
+    if method == CHARACTER_ADAPTER:
+        return ip_adapter.read_character_adapter(
+            form, name, published, attention_layers(unet), weights.get(EMPTY_STATES)
+        )
     if method not in _FORMS:
         raise PackageError(f"adapter {name}: unknown method {method}; {_fitting(form)}")
     if _FORMS[method] != form:
@@ -60,13 +66,15 @@ def read_adapter(method: str, name: str, weights: Mapping[str, Tensor], unet: An
 def reads_states(method: str) -> bool:
     """Whether an adapter wants to be told what the image encoder says of an empty picture."""
     own = ip_adapter.METHODS.get(method)
-    return own is not None and any(field.endswith("_states") for field in own.reads)
+    return method == CHARACTER_ADAPTER or (own is not None and any(field.endswith("_states") for field in own.reads))
 
 
 def keeps_of(method: str) -> tuple[Keep, ...]:
     """What a method can take over from references."""
     if method in photomaker.METHODS:
         return ("face", "hair")
+    if method == CHARACTER_ADAPTER:
+        return ("face", "hair", "clothes")
     own = ip_adapter.METHODS.get(method)
     faces_only = method == "instantid" or (own is not None and all(one.startswith("face") for one in own.reads))
     return ("face",) if faces_only else KEEPS

@@ -8,12 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from storyloom_model.identity.adapter import IdentityAdapter
+from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections, LowRank
+from storyloom_model.identity.character_adapter import PartStreams
 from storyloom_model.identity.perceiver import Perceiver, PerceiverSizes, Resampler
 from storyloom_model.identity.published.forms import Form
 from storyloom_model.identity.published.layers import AttentionLayer, read_layers
 from storyloom_model.identity.published.makers import ReferenceTokens
 from storyloom_model.identity.published.parts import loaded, split
+from storyloom_model.package import PackageError
 
 _PLAIN_TOKENS = 4
 """Of a picture's embedding; the weights tell only this times the width."""
@@ -111,10 +113,42 @@ def read_ip_adapter(
         PackageError: the file is for another base model, or its weights are not those of the form.
     """
     own = METHODS[method]
+    projection, found, low_rank = _read(own, name, weights, layers)
+    return IdentityAdapter(name, ReferenceTokens(projection, own.reads, empty_states), found, low_rank=low_rank)
+
+
+def read_character_adapter(
+    form: Form,
+    name: str,
+    weights: Mapping[str, Tensor],
+    layers: Sequence[AttentionLayer],
+    empty_states: Tensor | None = None,
+) -> IdentityAdapter:
+    """Makes a Character-Adapter of an IP-Adapter's file.
+
+    Args:
+        form: of the file.
+        name, weights, layers, empty_states: see ``read_ip_adapter``.
+
+    Raises:
+        PackageError: the file is of a form that reads no whole characters, or see ``read_ip_adapter``.
+    """
+    if form not in (Form.IP_ADAPTER, Form.IP_ADAPTER_PLUS):
+        raise PackageError(
+            f"adapter {name} is a file of the form {form}, and Character-Adapter needs one of the form ip-adapter or "
+            "ip-adapter-plus"
+        )
+    projection, found, low_rank = _read(METHODS[form], name, weights, layers)
+    maker = PartStreams(projection, states=form == Form.IP_ADAPTER_PLUS, empty_states=empty_states)
+    return IdentityAdapter(name, maker, found, low_rank=low_rank)
+
+
+def _read(
+    own: Method, name: str, weights: Mapping[str, Tensor], layers: Sequence[AttentionLayer]
+) -> tuple[nn.Module, tuple[LayerProjections, ...], dict[str, LowRank]]:
     image, attention = split(name, weights, "image_proj.", "ip_adapter.")
     projection = loaded(name, own.projection, image)
-    found, low_rank = read_layers(name, attention, layers, _output_width(own.form, image))
-    return IdentityAdapter(name, ReferenceTokens(projection, own.reads, empty_states), found, low_rank=low_rank)
+    return projection, *read_layers(name, attention, layers, _output_width(own.form, image))
 
 
 def _output_width(form: Form, image: Mapping[str, Tensor]) -> int:

@@ -94,7 +94,7 @@ class Workshop:
         crops = people_crops(self.folder / "crops" / data.split.value, data, min(groups, data.groups))
         known = people_features(self.folder / "features" / data.split.value, crops, self.encoder, self.features)
         tokenizer, source = self.components.tokenizer, BatchSource(data, known, plan)
-        return Bench(self.recipe, plan, self.model, tokenizer, source, values, self._poses(data))
+        return Bench(self.recipe, plan, self.model, tokenizer, source, values, poses=self._poses(data))
 
     def _poses(self, data: StoryDB) -> PoseControl | None:
         if self.controlnet is None:
