@@ -120,12 +120,12 @@ class StoryState:
     def draw_keys(self) -> tuple[int, ...]:
         """What random draws of the next step begin with: 32 bits for each row of a branch, by its seed alone."""
         seeds = [*(frame.seed for frame in self.job.frames), *(anchor.seed for anchor in self.job.anchors)]
-        return tuple(derived_seed(seed, self.step_index) >> 32 for seed in seeds)
+        return tuple(derived_seed(seed, self.solver.index) >> 32 for seed in seeds)
 
     @property
     def acting_identity(self) -> IdentityStreams | None:
         """The identity streams as they count in the next step."""
-        weight = self.method.identity_weight(self.step_index, self.steps)
+        weight = self.method.identity_weight(self.solver.index, self.solver.steps)
         if self.identity is None or weight == 1:
             return self.identity
         return replace(self.identity, scale=self.identity.scale * weight)

@@ -40,7 +40,7 @@ class ConsiStory(Method):
     """The foreground of two anchors, thinned out, is seen by all."""
 
     def plan(self, state: StoryState) -> StepPlan:
-        step, last_mixed = state.step_index, state.steps // _QUERY_STEPS
+        step, last_mixed = state.solver.index, state.solver.steps // _QUERY_STEPS
         lending = lending_rows(state, ANCHORS)
         mixes = 1 <= step <= last_mixed
         return StepPlan(

@@ -32,10 +32,10 @@ class StoryDiffusion(Method):
     """Random positions of the first frames are seen by all."""
 
     def plan(self, state: StoryState) -> StepPlan:
-        job, step = state.job, state.step_index
+        job, step = state.job, state.solver.index
         up = [place == "up" for place in state.layers]
         lending = lending_rows(state, ID_FRAMES)
-        progress = step * _OF_STEPS / state.steps
+        progress = step * _OF_STEPS / state.solver.steps
         early = progress < _EARLY
         if not early:
             chance = _SHARES_FIRST if progress < _MIDDLE else _SHARES_THEN
