@@ -86,9 +86,7 @@ def unet_pass(
         "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
     """
     latents = inputs["latents"]
-    options: dict[str, Any] = {"text": _keys_values(inputs)} | {
-        name: inputs[name] for name in ("unseen",) if name in inputs
-    }
+    options: dict[str, Any] = {"text": _keys_values(inputs), "unseen": inputs.get("unseen")}
     if "attention.bounds" in inputs:
         options["story"] = AttentionPass(
             inputs["attention.bounds"],

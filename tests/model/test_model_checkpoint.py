@@ -96,6 +96,7 @@ def test_a_checkpoint_of_another_job_model_or_dtype_is_refused(
     state, data = at_step(denoiser, 1)
     others = [
         (denoiser, dataclasses.replace(state.job, guidance_scale=5.0)),
+        (denoiser, dataclasses.replace(state.job, method="storydiffusion")),
         (denoiser, dataclasses.replace(state.job, frames=state.job.frames[::-1])),
         (denoiser, dataclasses.replace(state.job, anchors=tiny_anchors(denoiser, 1))),
         (Denoiser.load(build_tiny_package(tmp_path / "other", seed=1)), state.job),
