@@ -74,7 +74,7 @@ def check_somebody(found: Findings, wanted: Sequence[WantedIdentity], adapter: s
 
 
 def _pixels(found: Findings, wish: pb.Redenoising, name: str, default: int) -> int:
-    pixels: int = getattr(wish, name) if wish.HasField(name) else default  # type: ignore[arg-type]
+    pixels: int = getattr(wish, name) if wish.HasField(name) else default
     if pixels > MAX_DILATION:
         found.add(f"{_PATH}.{name}", f"{pixels} pixels; use 0 to {MAX_DILATION}")
     return pixels

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.package import MANIFEST_FILE
+from storyloom_model.redenoising.plan import total_steps
 from tests.server.null_encoder import NullEncoder
 
 
@@ -37,11 +38,11 @@ class NullState:
 
     @property
     def steps(self) -> int:
-        return self.job.steps
+        return total_steps(self.job)
 
     @property
     def done(self) -> bool:
-        return self.step_index >= self.job.steps
+        return self.step_index >= self.steps
 
 
 class NullBackend:
@@ -67,6 +68,7 @@ class NullBackend:
         assert all(identity.character in job.characters for identity in job.identities)
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
+        looks += zlib.crc32(repr(job.redenoising).encode()) if job.redenoising is not None else 0
         return NullState(job, words, [frame.seed + lent + looks for frame in job.frames])
 
     def step(self, states: Sequence[NullState]) -> None:

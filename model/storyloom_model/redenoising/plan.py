@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from storyloom_model.jobs import AnchorFrame, StoryJob
 
-
 MAX_DILATION = 512
 """Of masks, in pixels."""
 
