@@ -107,14 +107,16 @@ class Discoveries:
         wish = self._check(tenant, request)
         with suppress(NotFoundError):
             known = await self._characters.get(tenant, wish.character_id)
-            _check_same(request, known)
+            if (known.name, known.description) != (request.name, request.description):
+                raise errors.request_id_reused(request.request_id)
             return pb.DiscoverCharacterResponse(character=known)
         running = self._running.get(wish.character_id)
         if running is None:
             task = asyncio.create_task(self._discover(tenant, wish), name=f"discovery-{wish.character_id}")
             running = self._running[wish.character_id] = _Running(request, task)
             task.add_done_callback(lambda done: self._end(wish.character_id, done))
-        _check_same(request, running.request)
+        if request != running.request:
+            raise errors.request_id_reused(request.request_id)
         try:
             return await asyncio.shield(running.task)
         except asyncio.CancelledError:
@@ -202,7 +204,10 @@ class Discoveries:
         try:
             order = await self._orders.new_story(tenant, request)
         except errors.StoryError as error:
-            raise errors.relocated(error, _in_request) from error
+            if not error.violations:
+                raise
+            # What is wrong with one candidate is wrong with all.
+            raise errors.invalid_request(list(dict.fromkeys(map(_in_request, error.violations)))) from error
         return await self._desk.accept(tenant, order)
 
     async def _pictures(self, tenant: Tenant, story_id: str) -> Mapping[int, bytes]:
@@ -224,14 +229,6 @@ class Discoveries:
                 return None
             raise
         return IdentityFeatures.from_bytes(found.data)
-
-
-def _check_same(
-    request: pb.DiscoverCharacterRequest, earlier: pb.DiscoverCharacterRequest | pb.CharacterRecord
-) -> None:
-    """Refuses a request whose id came before for another character."""
-    if (request.name, request.description) != (earlier.name, earlier.description):
-        raise errors.request_id_reused(request.request_id)
 
 
 def _payload(wish: _Wish, picture: bytes) -> pb.CreateCharacterRequest:

@@ -215,6 +215,20 @@ class ScriptedServer(
         self.characters[record.character_id] = record
         return character_service_pb2.CreateCharacterResponse(character=record)
 
+    def DiscoverCharacter(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Records a character that was found in candidates."""
+        self._called("DiscoverCharacter", request, context)
+        record = character_service_pb2.CharacterRecord(
+            character_id=f"character-{len(self.characters) + 1}",
+            name=request.name,
+            description=request.description,
+            references=1,
+            reference_notes=["found in 16 candidates"],
+            references_encoded=True,
+        )
+        self.characters[record.character_id] = record
+        return character_service_pb2.DiscoverCharacterResponse(character=record)
+
     def GetCharacter(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Returns the record."""
         self._called("GetCharacter", request, context)

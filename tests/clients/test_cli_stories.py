@@ -217,6 +217,15 @@ def test_characters_are_made_listed_shown_and_deleted(server: ScriptedServer, tm
     assert _run(server, "characters", "create", "mia").exit_code == 2
 
 
+def test_a_character_is_discovered(server: ScriptedServer) -> None:
+    found = _run(server, "characters", "discover", "mia", "-d", "a girl", "--candidates", "8", "--request-id", "mine")
+    assert (found.stdout, found.exit_code) == ("character-1\n", 0)
+    assert "found in 16 candidates" in found.stderr
+    sent = server.calls[-1][1]
+    assert (sent.name, sent.description, sent.candidates, sent.request_id) == ("mia", "a girl", 8, "mine")
+    assert _run(server, "characters", "discover", "mia").exit_code == 2
+
+
 def test_models_are_loaded_unloaded_and_warmed(server: ScriptedServer) -> None:
     assert "big" in _run(server, "models", "load", "big").stdout
     assert _run(server, "models", "unload", "big").stdout == "big: unloaded\n"

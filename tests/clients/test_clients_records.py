@@ -141,6 +141,21 @@ def test_a_frame_is_made_again(connect: Connect, server: ScriptedServer, story: 
     assert same.request_id != other.request_id
 
 
+def test_a_character_is_found_from_its_description(connect: Connect, server: ScriptedServer) -> None:
+    with connect(server.address) as client:
+        found = client.discover_character("mia", "a girl", style="a photo of", candidates=32, seed=0, model="large")
+        sent = server.calls[-1][1]
+        client.discover_character("mia", "a girl", request_id="mine")
+    assert (sent.name, sent.description, sent.style, sent.candidates, sent.model) == (
+        "mia", "a girl", "a photo of", 32, "large",
+    )  # fmt: skip
+    assert (sent.HasField("seed"), sent.seed, sent.rounds, len(sent.request_id)) == (True, 0, 0, 36)
+    again = server.calls[-1][1]
+    assert (again.HasField("seed"), again.candidates, again.request_id) == (False, 0, "mine")
+    assert found.reference_notes == ("found in 16 candidates",)
+    assert found.references_encoded
+
+
 def test_what_was_taken_over_and_what_was_flagged_is_told(
     connect: Connect, server: ScriptedServer, story: Story
 ) -> None:

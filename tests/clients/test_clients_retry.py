@@ -108,6 +108,7 @@ def _calls(client: Any) -> dict[str, Callable[[], Any]]:
     return {
         "GetStory": lambda: client.get_story("story-1"),
         "CreateCharacter": lambda: client.create_character("m", "x"),
+        "DiscoverCharacter": lambda: client.discover_character("m", "x"),
     }
 
 
@@ -118,6 +119,7 @@ def _calls(client: Any) -> dict[str, Callable[[], Any]]:
         # Without a word of the server's it may have been made already, and there is no request id to tell.
         ("CreateCharacter", refusing(grpc.StatusCode.UNAVAILABLE, "lost"), 1),
         ("CreateCharacter", refusing(grpc.StatusCode.UNAVAILABLE, "starting", retry_info(0.01)), 2),
+        ("DiscoverCharacter", refusing(grpc.StatusCode.UNAVAILABLE, "lost"), 2),
     ],
 )
 def test_unary_calls_are_repeated_where_that_does_no_harm(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storyloom import Character, Consistency, Frame, Settings, Solver, Story, StoryFileError
+from storyloom import Character, Consistency, Frame, Redenoising, Settings, Solver, Story, StoryFileError
 from storyloom._story_file import load_story_file
 from storyloom._yaml import parse
 
@@ -254,6 +254,18 @@ def test_settings_are_replaced_one_by_one() -> None:
     assert story.settings.steps == 10
     with pytest.raises(ValidationError):
         story.with_settings(steps=0)
+
+
+def test_a_second_pass_is_switched_on_or_described(tmp_path: Path) -> None:
+    for text, expected in (
+        ("true", Redenoising(enabled=True)),
+        ("{start: 0.3, mask_growth: 20}", Redenoising(start=0.3, mask_growth=20)),
+    ):
+        path = _write(tmp_path, f"frames: [a]\nsettings:\n  redenoising: {text}\n")
+        assert Story.load(path).settings.redenoising == expected
+    problems = _problems(tmp_path, "frames: [a]\nsettings:\n  redenoising: {begin: 1, start: 1.0}\n")
+    assert any('unknown key "begin"' in problem for problem in problems)
+    assert any("settings.redenoising.start" in problem for problem in problems)
 
 
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,31}", fullmatch=True)

@@ -7,7 +7,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyloom import Consistency, Frame, Settings, Solver, Story
+from storyloom import Consistency, Frame, Redenoising, Settings, Solver, Story
 from storyloom._wire import settings_from, story_message
 
 _uint32 = st.integers(0, 2**32 - 1)
@@ -22,6 +22,14 @@ _settings = st.builds(
     height=_size,
     seed=st.none() | st.integers(0, 2**64 - 1),
     consistency=st.builds(Consistency, enabled=st.none() | st.booleans(), adapter=st.text(max_size=20)),
+    redenoising=st.none()
+    | st.builds(
+        Redenoising,
+        enabled=st.none() | st.booleans(),
+        start=st.none() | st.sampled_from([0.0, 0.2, 0.75]),
+        mask_margin=st.none() | st.integers(0, 512),
+        mask_growth=st.none() | st.integers(0, 512),
+    ),
     preview_interval=_uint32,
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,21 +214,15 @@ def test_the_passes_of_stories_do_not_mix(identity_denoiser: Denoiser) -> None:
         assert torch.equal(state.latents, own.latents)
 
 
-def test_rows_of_a_second_pass_share_calls(identity_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = Denoiser.load(identity_package, one_call=True)
-    monkeypatch.setattr(denoiser, "character_finder", box)
-    rows: list[int] = []
-    call = denoiser._runner.call
-
-    def counting(variant: Any, inputs: Tensors) -> Tensors:
-        rows.append(len(inputs["latents"]))
-        return call(variant, inputs)
-
-    monkeypatch.setattr(denoiser._runner, "call", counting)
+def test_rows_of_a_second_pass_share_calls(
+    identity_denoiser: Denoiser, rows_of_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity_denoiser, "_one_call", True)
+    monkeypatch.setattr(identity_denoiser, "character_finder", box)
     job, beside = two_pass_job(3, start=2), plain(two_pass_job(1, steps=6))
-    together = run_batch(denoiser, [job, beside], [0, 0])
-    assert rows == [8] * 4 + [12] * 2  # Six rows and two; eight and two, padded.
-    alone = [finish(denoiser, one) for one in (job, beside)]
+    together = run_batch(identity_denoiser, [job, beside], [0, 0])
+    assert rows_of_calls == [8] * 4 + [12] * 2  # Six rows and two; eight and two, padded.
+    alone = [finish(identity_denoiser, one) for one in (job, beside)]
     for state, own in zip(together, alone, strict=True):
         torch.testing.assert_close(state.latents, own.latents, atol=2e-3, rtol=0)
 

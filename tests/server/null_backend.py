@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.package import MANIFEST_FILE
+from storyloom_model.redenoising.plan import total_steps
 from tests.server.null_encoder import NullEncoder
 
 
@@ -37,11 +38,11 @@ class NullState:
 
     @property
     def steps(self) -> int:
-        return self.job.steps
+        return total_steps(self.job)
 
     @property
     def done(self) -> bool:
-        return self.step_index >= self.job.steps
+        return self.step_index >= self.steps
 
 
 class NullBackend:
@@ -73,6 +74,7 @@ class NullBackend:
         lent = sum(sum(anchor.latents) for anchor in job.anchors)
         looks = sum(zlib.crc32(repr(identity).encode()) for identity in job.identities)
         looks += zlib.crc32(repr(job.loras).encode()) if job.loras else 0
+        looks += zlib.crc32(repr(job.redenoising).encode()) if job.redenoising is not None else 0
         poses = [zlib.crc32(repr(frame.control).encode()) if frame.control else 0 for frame in job.frames]
         colours = [frame.seed + lent + looks + pose for frame, pose in zip(job.frames, poses, strict=True)]
         return NullState(job, words, colours)

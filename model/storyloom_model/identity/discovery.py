@@ -118,13 +118,13 @@ def _discover(
     kept = [usable[row] for row in filtered.kept]
     alike = rows[list(filtered.kept)] @ filtered.mean
     nearest = int(np.argmax(alike / np.maximum(np.linalg.norm(rows[list(filtered.kept)], axis=1), 1e-12)))
-    face_embedding, character_embedding = (
-        _mean([getattr(one, each) for one in kept]) for each in ("face_embedding", "character_embedding")
-    )
     face = _mean([one.face for one in kept])
-    if face is not None:
-        face = (face / max(float(np.linalg.norm(face)), 1e-12)).astype(np.float32)
-    features = replace(kept[nearest], face=face, face_embedding=face_embedding, character_embedding=character_embedding)
+    features = replace(
+        kept[nearest],
+        face=None if face is None else (face / max(float(np.linalg.norm(face)), 1e-12)).astype(np.float32),
+        face_embedding=_mean([one.face_embedding for one in kept]),
+        character_embedding=_mean([one.character_embedding for one in kept]),
+    )
     return Discovered(features, filtered, tuple(shown), shown[filtered.kept[nearest]])
 
 

@@ -1,0 +1,258 @@
+"""Re-denoising and discovered characters: what they are planned as, what they cost, and through a real server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from storyloom.v1 import character_service_pb2 as characters_pb
+from storyloom.v1 import character_service_pb2_grpc
+from storyloom.v1 import story_pb2 as pb
+from storyloom.v1 import story_service_pb2 as stories_pb
+from storyloom_model.redenoising.plan import total_steps
+from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.catalog import ModelCatalog
+from storyloom_server.engine.shapes import story_shape
+from storyloom_server.messages import Scheduling
+from storyloom_server.scheduler import CostModel, Limits, StoryShape
+from storyloom_server.validate import StoryPlan, plan_story
+from tests.server.casts import GREEN, PINK, cast_story, made, picture
+from tests.server.scheduling import Run, Traffic, spec
+from tests.server.serving import ServerProcess, error_details, generate, record, serving
+
+
+@pytest.fixture(scope="module")
+def catalog(identity_package: Path) -> ModelCatalog:
+    return ModelCatalog.load([identity_package])
+
+
+@pytest.fixture(scope="module")
+def server(identity_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("redenoising"), identity_package) as running:
+        yield running
+
+
+@pytest.fixture
+def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
+
+
+def two_passes(*pictures: bytes, steps: int = 5, frames: int = 2, **wish: Any) -> pb.Story:
+    asked = cast_story(*(pictures or (picture(),)), steps=steps, frames=frames)
+    asked.settings.redenoising.CopyFrom(pb.Redenoising(**wish))
+    return asked
+
+
+def planned(asked: pb.Story, catalog: ModelCatalog) -> StoryPlan:
+    plan = plan_story(asked, catalog)
+    assert isinstance(plan, StoryPlan), plan
+    return plan
+
+
+def violations(asked: pb.Story, catalog: ModelCatalog) -> dict[str, str]:
+    found = plan_story(asked, catalog)
+    assert not isinstance(found, StoryPlan)
+    return {violation.path: violation.message for violation in found}
+
+
+def test_a_wish_becomes_a_second_pass(catalog: ModelCatalog) -> None:
+    """Step 1 of 5, the paper's pixels in proportion; the region prompt is style and description."""
+    asked = two_passes()
+    asked.style = "a painting of"
+    asked.characters.add(name="bo", description="an old man")
+    asked.frames[1].characters.append("bo")
+    plan = planned(asked, catalog)
+    redenoising = plan.job.redenoising
+    assert redenoising is not None
+    assert (redenoising.start, redenoising.margin, redenoising.growth) == (1, 1, 3)
+    (region,) = redenoising.regions
+    assert (region.character, region.prompt.text, region.description) == ("mia", "a painting of a girl", "a girl")
+    assert total_steps(plan.job) == 9
+    echoed = plan.settings.redenoising
+    assert (echoed.enabled, round(echoed.start, 6), echoed.mask_margin, echoed.mask_growth) == (True, 0.2, 1, 3)
+    assert planned(plan.story, catalog).job == plan.job, "a story that is taken up again is another"
+    exact = planned(two_passes(start=0.5, mask_margin=0, mask_growth=512, steps=50), catalog).job.redenoising
+    assert exact is not None
+    assert (exact.start, exact.margin, exact.growth) == (25, 0, 512)
+    last = planned(two_passes(start=0.99), catalog).job.redenoising
+    assert last is not None
+    assert last.start == 4
+
+
+def test_without_the_wish_there_is_one_pass(catalog: ModelCatalog) -> None:
+    for asked in (two_passes(enabled=False), cast_story(picture())):
+        plan = planned(asked, catalog)
+        assert plan.job.redenoising is None
+        assert not plan.settings.HasField("redenoising")
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.0, float("nan")])
+def test_bad_wishes_are_told(catalog: ModelCatalog, start: float) -> None:
+    found = violations(two_passes(start=start, mask_margin=513, mask_growth=600), catalog)
+    assert found.keys() == {f"story.settings.redenoising.{field}" for field in ("start", "mask_margin", "mask_growth")}
+    assert "use 0 to 512" in found["story.settings.redenoising.mask_growth"]
+
+
+def test_somebody_must_have_references(catalog: ModelCatalog) -> None:
+    asked = two_passes()
+    del asked.characters[0].references[:]
+    assert "none has any; add some" in violations(asked, catalog)["story.settings.redenoising"]
+    aside = two_passes()
+    aside.settings.identity_adapter = "none"
+    assert "needs an identity adapter" in violations(aside, catalog)["story.settings.redenoising"]
+
+
+def test_the_cost_is_that_of_both_passes(catalog: ModelCatalog) -> None:
+    """Five steps of two frames with guidance, then four of the one character in each."""
+    plan = planned(two_passes(), catalog)
+    shape = story_shape(plan.job)
+    assert (shape.steps, shape.second_steps, shape.second_groups) == (9, 4, (2,))
+    assert [(steps, load.rows) for steps, load in shape.loads_after(0)] == [(5, 4), (4, 4)]
+    assert [(steps, load.rows) for steps, load in shape.loads_after(7)] == [(2, 4)]
+    assert shape.loads_after(9) == []
+    pair = replace(shape, second_groups=(2, 1))
+    assert [load.rows for _, load in pair.loads_after(0)] == [4, 6]
+    assert pair.rows == 6
+    costs = CostModel().coefficients
+    first, second = (load for _, load in pair.loads_after(0))
+    alone = costs.encode_seconds(pair) + costs.decode_seconds(pair, 2)
+    expected = alone + 5 * costs.step_seconds(first) + 4 * costs.step_seconds(second)
+    assert costs.story_seconds(pair) == pytest.approx(expected)
+    left = costs.story_seconds(pair, 6)
+    assert left == pytest.approx(costs.decode_seconds(pair, 2) + 3 * costs.step_seconds(second))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"second_steps": 3},
+        {"second_groups": (1,)},
+        {"second_steps": 4, "second_groups": (1,)},
+        {"second_steps": 2, "second_groups": (0,)},
+    ],
+)
+def test_shapes_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a second pass takes some of the steps"):
+        StoryShape(2, 2, 64 * 64, 4, **change)
+
+
+def test_a_long_story_has_two_passes_in_each_window(catalog: ModelCatalog) -> None:
+    """Bo, who has no references, is alone in the last window: it takes one pass."""
+    asked = two_passes(frames=9)
+    asked.characters.add(name="bo", description="an old man")
+    asked.frames[8].CopyFrom(pb.Frame(prompt="{bo} sits"))
+    story = AcceptedStory("s", "t", planned(asked, catalog), Scheduling(), 0.0)
+    assert [total_steps(story.job_of(window)) for window in story.windows] == [9, 5]
+    assert story.steps == 14
+    shape = story.spec(None).shape
+    assert (shape.steps, shape.second_steps, shape.second_groups) == (14, 4, (8,))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_promise_of_the_scheduler_holds_with_two_passes(seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311
+    traffic = []
+    for index in range(12):
+        one = spec(str(index), frames=draw.randint(1, 3), steps=draw.randint(2, 8), tenant=draw.choice("ab"))
+        if draw.random() < 0.7:
+            groups = tuple(draw.randint(1, one.shape.frames) for _ in range(draw.randint(1, 2)))
+            second = draw.randint(1, one.shape.steps - 1)
+            one = replace(one, shape=replace(one.shape, second_steps=second, second_groups=groups))
+        traffic.append(Traffic(one, arrives=draw.uniform(0, 0.3)))
+    run = Run(Limits(max_rows=64), traffic).go()
+    assert run.steps == {story.spec.story_id: story.spec.shape.steps for story in traffic}
+    assert run.finished.keys() == run.steps.keys()
+
+
+def test_progress_counts_both_passes_through_a_server(channel: grpc.Channel) -> None:
+    events = list(generate(channel, two_passes()))
+    steps = [(event.progress.step, event.progress.steps) for event in events if event.HasField("progress")]
+    assert {of for _, of in steps} == {9}
+    assert steps == sorted(steps)
+    assert steps[-1][0] == 9
+    assert events[0].accepted.settings.redenoising.enabled
+
+
+def test_the_wish_reaches_the_model(channel: grpc.Channel) -> None:
+    asked = [two_passes(), two_passes(start=0.6), two_passes(mask_growth=7), cast_story(picture(), steps=5)]
+    assert len({made(channel, each)[0] for each in asked}) == 4
+
+
+def discover(channel: grpc.Channel, timeout: float = 90.0, **wish: Any) -> characters_pb.DiscoverCharacterResponse:
+    stub: Any = character_service_pb2_grpc.CharacterServiceStub(channel)
+    asked = characters_pb.DiscoverCharacterRequest(**({"name": "mia", "description": "a girl", "seed": 3} | wish))
+    found: characters_pb.DiscoverCharacterResponse = stub.DiscoverCharacter(asked, timeout=timeout)
+    return found
+
+
+def test_a_discovered_character_is_one_like_any_other(channel: grpc.Channel) -> None:
+    found = discover(channel, candidates=12)
+    character, evidence = found.character, found.evidence
+    assert (character.name, character.description, character.references) == ("mia", "a girl", 1)
+    assert character.references_encoded
+    assert list(evidence.compared) == list(range(12))
+    assert [len(one.frames) for one in evidence.rounds] == [12, 7, 4]
+    assert len(evidence.kept) == 2
+    assert evidence.nearest in evidence.kept
+    (note,) = character.reference_notes
+    assert note.startswith(f"found in 12 candidates, story {evidence.story_id}: 12 show somebody")
+    candidates = record(channel, evidence.story_id)
+    assert (candidates.state, len(candidates.frames)) == (stories_pb.STORY_STATE_FINISHED, 12)
+    assert candidates.story.title == "Candidates of mia"
+
+    asked = cast_story()
+    asked.characters[0].character_id = character.character_id
+    plain, with_looks = made(channel, cast_story()), made(channel, asked)
+    assert with_looks != plain
+    assert made(channel, asked) == with_looks
+    asked.settings.redenoising.enabled = True
+    assert made(channel, asked) not in (plain, with_looks)
+    again = discover(channel, candidates=12).character
+    assert again.character_id != character.character_id
+    asked.settings.ClearField("redenoising")
+    asked.characters[0].character_id = again.character_id
+    assert made(channel, asked) == with_looks, "the same seed finds another person"
+
+
+def test_a_discovery_outlives_its_caller(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        discover(channel, request_id="once", candidates=16, timeout=0.05)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]  # It has one.
+    first = discover(channel, request_id="once", candidates=16).character
+    again = discover(channel, request_id="once", candidates=16)
+    assert again.character == first
+    assert not again.HasField("evidence")
+    with pytest.raises(grpc.RpcError) as refused:
+        discover(channel, request_id="once", description="a boy")
+    assert error_details(refused.value)["ErrorInfo"].reason == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({"name": "4"}, "name"),
+        ({"description": " "}, "description"),
+        ({"description": "a girl " * 40}, "description"),
+        ({"style": "x\0"}, "style"),
+        ({"candidates": 3}, "candidates"),
+        ({"candidates": 65}, "candidates"),
+        ({"rounds": 9}, "rounds"),
+        ({"model": "gone"}, "model"),
+    ],
+)
+def test_bad_discoveries_are_refused(channel: grpc.Channel, wish: dict[str, Any], field: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        discover(channel, **wish)
+    found = error_details(caught.value)["BadRequest"].field_violations
+    assert {violation.field for violation in found} == {field}
+
+
+def test_pictures_of_two_people_are_two_stories(channel: grpc.Channel) -> None:
+    assert made(channel, two_passes(picture(GREEN))) != made(channel, two_passes(picture(PINK)))
