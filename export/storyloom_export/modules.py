@@ -18,6 +18,8 @@ from storyloom_export.stored import stored_unet
 from storyloom_export.streams import no_streams
 from storyloom_model.batch import Tensors
 
+_TAKEN = ("latents", "times", "text", "key.", "value.", "attention.", "added.", "identity.")
+"""What the names of ``collate``'s inputs begin with that the graph has a place for, or of the text makes itself."""
 _ADDED = {"added.text_embeds": "pooled_text", "added.time_ids": "time_ids"}
 """What ``collate`` calls SDXL's conditions beside the text, and what the graph does."""
 
@@ -89,8 +91,10 @@ class ExportedUNet(_Component):
         """What ``unet_pass`` returns for what ``collate`` made. The text's keys and values are made inside.
 
         Raises:
-            ValueError: the latents' size is not one that the export takes.
+            ValueError: the export does not take latents of this size, or has no place for some input.
         """
+        if strangers := [name for name in inputs if not name.startswith(_TAKEN)]:
+            raise ValueError(f"exported UNets take no {', '.join(strangers)}; serve such stories with torch")
         latents, multiple = inputs["latents"], self.artefact.record.latent_multiple
         if any(size % multiple for size in latents.shape[-2:]):
             raise ValueError(f"exported UNets take latents in multiples of {multiple}; got {list(latents.shape[-2:])}")

@@ -135,6 +135,8 @@ def test_sizes_that_the_graph_does_not_take_are_refused(package: ModelPackage, a
     unet = ExportedUNet(artefact, package.folder, onnx_sessions(package, artefact, CPU))
     with pytest.raises(ValueError, match=r"multiples of 2; got \[7, 8\]"):
         unet({"latents": torch.zeros(1, 4, 7, 8), "times": torch.zeros(1), "text": torch.zeros(1, 77, 32)})
+    with pytest.raises(ValueError, match=r"take no control\.0; serve such stories with torch"):
+        unet({"latents": torch.zeros(1, 4, 8, 8), "control.0": torch.zeros(1)})
 
 
 def test_memory_that_ran_out_is_told_from_other_errors(tmp_path: Path) -> None:
