@@ -165,11 +165,11 @@ def test_pauses_double_up_to_the_cap_and_keep_what_is_asked(
     now = 0.0
     tries = Tries(policy, timeout, clock=lambda: now, draw=lambda low, high: low + (high - low) * draw)
     for count, delay in enumerate(delays):
-        remaining = tries.remaining()
+        tries.remaining()
         pause = tries.pause(Failure(grpc.StatusCode.UNAVAILABLE, retry_info=delay), resuming=resuming)
         backoff = min(maximum, initial * 2**count)
         if pause is None:
-            out_of_time = remaining is not None and max(backoff, 1.2 * (delay or 0)) >= remaining
+            out_of_time = timeout is not None and now + max(backoff, 1.2 * (delay or 0)) >= timeout - 1e-9
             assert count >= 8 or (delay or 0) > policy.longest_wait or out_of_time
             return
         assert count < 8

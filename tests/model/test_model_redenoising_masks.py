@@ -57,13 +57,15 @@ def test_distances_are_those_between_positions(masks: Tensor) -> None:
 @settings(max_examples=60, deadline=None)
 @given(masks=blobs(), margin=st.integers(0, 20), radii=st.lists(st.integers(0, 80), min_size=2, max_size=2))
 def test_masks_are_apart_and_only_grow(masks: Tensor, margin: int, radii: list[int]) -> None:
-    """Each holds the largest part of what nobody smaller has; no two meet; later ones hold earlier ones."""
+    """Each holds the largest part of what nobody smaller has; no two meet; nothing is given up but to a smaller one."""
     growing = arrange(masks, margin, FACTOR)
     own, less, more = (growing.grown(size) for size in (0, *sorted(radii)))
     for grown in (own, less, more):
         assert int(grown.sum(dim=1).max()) <= 1
     assert not (own & ~less).any()
-    assert not (less & ~more).any()
+    lost = less & ~more
+    assert not (lost.any(dim=1) & ~more.any(dim=1)).any()
+    assert not lost.gather(1, growing.order[:, :1, None, None].expand(-1, 1, *masks.shape[2:])).any()
     for frame in range(len(masks)):
         found = [place for place in range(masks.shape[1]) if masks[frame, place].any()]
         smallest = min(found, key=lambda place: int(masks[frame, place].sum()), default=None)

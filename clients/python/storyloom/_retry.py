@@ -97,5 +97,5 @@ class Tries:
             if failure.delay > policy.longest_wait:
                 return None
             pause = max(pause, failure.delay * self._draw(1.0, 1.2))
-        remaining = self.remaining()
-        return None if remaining is not None and pause >= remaining else pause
+        left = None if self._timeout is None or self._end is None else self._end - self._clock()
+        return None if left is not None and pause >= left else pause
