@@ -118,6 +118,19 @@ def test_a_picture_without_a_face_is_a_problem_that_names_the_reference(encoder:
         encoder.encode([Reference(png(rendered().image)), Reference(png(empty))])
 
 
+def test_the_face_of_a_grey_picture_of_sixteen_bits_is_found(encoder: ReferenceEncoder) -> None:
+    picture = rendered(index=6).image
+    grey = np.asarray(Image.fromarray(picture).convert("L")).astype(np.uint16) * 257
+    features, notes = encoder.encode([Reference(png(grey))])
+    assert "the picture is grey: the colours of skin, hair and clothes are guessed" in notes
+    (reference,) = features.references
+    coloured, _ = encoder.encode([Reference(png(picture))])
+    (true,) = coloured.references
+    assert reference.face is not None
+    assert true.face is not None
+    assert reference.face @ true.face > 0.3
+
+
 def test_with_a_mask_a_character_without_a_face_is_taken(encoder: ReferenceEncoder) -> None:
     empty = np.full((128, 128, 3), 200, np.uint8)
     mask = np.zeros((128, 128), np.uint8)

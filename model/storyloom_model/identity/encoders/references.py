@@ -24,6 +24,7 @@ LEAST_CHARACTER = 0.005
 """Of the picture; what a segmenter finds below is nobody."""
 LEAST_PART = 0.002
 """Of the picture; what is found of a part below is not there."""
+_SEPIA = np.array([1.12, 0.98, 0.8])
 
 
 class PartFinder(Protocol):
@@ -153,25 +154,35 @@ class ReferenceEncoder:
         self, picture: DecodedPicture, mask: Mask | None
     ) -> tuple[Face | None, list[Pixels], Mask | None, list[str]]:
         """The chosen face, the crops to encode (of the face, of the character), where the character is, and notes."""
-        faces = self.faces.faces(picture.pixels)
+        pixels, faces, guessed = self._look_for_faces(picture.pixels)
         if not faces and mask is not None:
             notes = ["no face was found: only what the mask shows is taken over"]
-            return None, [whitened_character(picture.pixels, mask, self.image.size)], mask, notes
-        if not faces and not _has_colours(picture.pixels):
-            raise ReferenceProblem(
-                "no face was found; use a picture that shows the face from the front, upright and large, and in colour"
-            )
+            return None, [whitened_character(pixels, mask, self.image.size)], mask, notes
         face, notes = choose_face(faces, mask)
-        notes += judge_face(picture.pixels, face)
-        crops = [face.crop(picture.pixels, self.image.size)]
+        notes += [*guessed, *judge_face(pixels, face)]
+        crops = [face.crop(pixels, self.image.size)]
         if mask is None and self.segmenter is not None:
-            mask = nearest_to(face, faces, self.segmenter.people(picture.pixels))
+            mask = nearest_to(face, faces, self.segmenter.people(pixels))
             if mask.mean() < LEAST_CHARACTER:
                 notes.append("the character could not be told from the background: only the face is taken over")
                 mask = None
         if mask is not None:
-            crops.append(whitened_character(picture.pixels, mask, self.image.size))
+            crops.append(whitened_character(pixels, mask, self.image.size))
         return face, crops, mask, notes
+
+    def _look_for_faces(self, pixels: Pixels) -> tuple[Pixels, list[Face], list[str]]:
+        """The picture to go on with, the faces in it, and notes.
+
+        A grey one gets the tone of an old photograph where no face is found in it as it is: not every detector has seen
+        faces without colours.
+        """
+        faces = self.faces.faces(pixels)
+        if faces or (pixels[..., :1] != pixels[..., 1:]).any():
+            return pixels, faces, []
+        toned = (pixels * _SEPIA).clip(0, 255).astype(np.uint8)
+        faces = self.faces.faces(toned)
+        note = "the picture is grey: the colours of skin, hair and clothes are guessed"
+        return (toned, faces, [note]) if faces else (pixels, [], [])
 
 
 def nearest_to(face: Face, faces: Sequence[Face], people: Mask) -> Mask:
@@ -192,11 +203,6 @@ def encoders_fingerprint(folders: Sequence[Path]) -> str:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "blake2b").digest())
     return digest.hexdigest()
-
-
-def _has_colours(pixels: Pixels) -> bool:
-    """Whether a picture [h, w, 3] is more than grey; face detectors may never have seen one that is not."""
-    return bool((pixels[..., :1] != pixels[..., 1:]).any())
 
 
 def _of(place: int, count: int, text: str) -> str:

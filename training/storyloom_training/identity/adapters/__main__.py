@@ -49,7 +49,9 @@ def main() -> None:
     bench, held_out = workshop.bench(plan), workshop.held_out(plan)
     folder = options.folder / options.method
     trainee = method.prepare(bench, folder)
-    sheet = partial(contact_sheet, held_out, workshop.vae, workshop.scale, [0, 1, 2])
+    alone, crowds = held_out.source.pools
+    shown = [*alone[:1].tolist(), *crowds[:2].tolist()]
+    sheet = partial(contact_sheet, held_out, workshop.vae, workshop.scale, shown)
     train_adapter(bench, folder, trainee, held_out, sheet)
     out = options.out or package / "identity" / f"{options.method}.safetensors"
     method.save(out, trainee, bench)

@@ -99,7 +99,7 @@ class BatchSource:
     def draw(self, draw: torch.Generator, step: int) -> IdentityBatch:
         """A batch of random groups, the share of the recipe with several people."""
         together = round(self.plan.together_share * self.plan.groups)
-        alone, crowds = self._pools
+        alone, crowds = self.pools
         groups = [*_some(crowds, together, draw), *_some(alone, self.plan.groups - together, draw)]
         order = torch.randperm(len(groups), generator=draw).tolist()
         return self.of_groups([groups[place] for place in order], draw, step, drop=True)
@@ -129,7 +129,7 @@ class BatchSource:
         return IdentityBatch(pictures, people, captions, references)
 
     @cached_property
-    def _pools(self) -> tuple[Tensor, Tensor]:
+    def pools(self) -> tuple[Tensor, Tensor]:
         """Groups of one person, and those in which several people's faces are seen; all of them where there is none."""
         everyone = torch.arange(self.features.groups)
         several = (self.features.table != NOBODY).any(1).sum(1) > 1
