@@ -40,10 +40,10 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make(at: Service, benchmark: Path, out: Path, **changes: Any) -> dict[str, Any]:
+def make(at: Service, asked: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """A run against the server that is there already; its record."""
     options: dict[str, Any] = {
-        "benchmark": str(benchmark), "server": at.address, "model": Path("nowhere"), "out": out, "people": 1,
+        "benchmark": str(asked), "server": at.address, "model": Path("nowhere"), "out": out, "people": 1,
         "described": True, "references": None, "guidance": None, "seed": 0, "weights": None, "clip": None,
         "dino": None, "faces": None, "built_in": None, "device": "cpu",
     }  # fmt: skip
