@@ -116,7 +116,11 @@ def test_peaks_are_taken_once(tiny_package: Path) -> None:
 def test_one_graph_serves_whoever_has_poses(control_package: Path) -> None:
     """Within a bucket a story is bitwise the same, with a pose or beside one."""
     denoiser = load(control_package, GRAPHS)
-    jobs = [posed(tiny_job(2, seed=1, steps=3), 7), tiny_job(2, seed=2, steps=3), posed(tiny_job(2, seed=3, steps=3), 8)]
+    jobs = [
+        posed(tiny_job(2, seed=1, steps=3), 7),
+        tiny_job(2, seed=2, steps=3),
+        posed(tiny_job(2, seed=3, steps=3), 8),
+    ]
     together = run(denoiser, jobs)
     plain = run(load(control_package, ExecutionOptions(buckets=(16,))), jobs)
     for state, job, expected in zip(together, jobs, plain, strict=True):
