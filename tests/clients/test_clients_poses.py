@@ -52,7 +52,7 @@ def test_a_file_names_a_picture_beside_it(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("pose", "problem"),
     [
-        ("none.png", "4:11: frames[1].pose.picture: {0}/none.png cannot be read: No such file"),
+        ("none.png", "4:5: frames[1].pose.picture: {0}/none.png cannot be read: No such file"),
         ("notes.txt", "notes.txt is not a PNG, JPEG or WebP picture"),
         ("7", "should be the path of a picture"),
         ("{picture: poses/waving.png, strenght: 1}", 'unknown key "strenght"; did you mean "strength"?'),

@@ -249,10 +249,10 @@ def test_poses_are_shown_beside_references(bench: Bench) -> None:
         return losses_of(on, trainee, batch, batch.references, noised, true_masks=True)["loss"]
 
     with_poses = loss(posed)
-    assert abs(float(with_poses) - float(loss(replace(posed, poses=None)))) > 1e-3
+    assert abs(with_poses.item() - loss(replace(posed, poses=None)).item()) > 1e-3
     moved = np.asarray(keypoints).copy()
     moved[batch.pictures[0]] += 0.3
-    assert float(loss(replace(posed, poses=PoseControl(net, moved, 64)))) != float(with_poses)
+    assert loss(replace(posed, poses=PoseControl(net, moved, 64))).item() != with_poses.item()
     with_poses.backward()
     assert trainee.layers[0].to_k.grad is not None
 

@@ -64,7 +64,8 @@ def new_controlnet(unet: UNet2DConditionModel, plan: ControlNetRecipe) -> Contro
     nets: Any = ControlNetModel
     copy = nets.from_unet(unet, conditioning_embedding_out_channels=plan.embedding)
     # from_unet leaves the heads that pool the text at their default.
-    heads = {"addition_embed_type_num_heads": unet.config.addition_embed_type_num_heads}
-    net: ControlNetModel = nets.from_config({**copy.config, **heads})
+    config = {key: value for key, value in copy.config.items() if not key.startswith("_")}
+    config["addition_embed_type_num_heads"] = unet.config.addition_embed_type_num_heads
+    net: ControlNetModel = nets(**config)
     net.load_state_dict(copy.state_dict())
     return net
