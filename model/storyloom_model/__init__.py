@@ -1,7 +1,7 @@
 """Story methods on diffusers modules: encode, step, decode.
 
-``execution``, ``fingerprints``, ``jobs``, ``noise``, ``package``, ``prompts``, ``redenoising.plan`` and ``windows`` load
-without torch, so that a process which only checks requests stays small. Import the engine from
+``execution``, ``fingerprints``, ``jobs``, ``noise``, ``package``, ``prompts``, ``redenoising.plan`` and ``windows``
+load without torch, so that a process which only checks requests stays small. Import the engine from
 ``storyloom_model.denoiser``.
 """
 

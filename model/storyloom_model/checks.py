@@ -1,4 +1,4 @@
-"""Whether a model package can make a story as it is asked for. Plain values: nothing is computed."""
+"""Whether a model package fits its modules, and can make a story as asked for. Plain values: nothing is computed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from storyloom_model.controlnets.checks import check_controls
 from storyloom_model.jobs import Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.methods.names import METHODS, MethodName
+from storyloom_model.package import PackageError
 from storyloom_model.redenoising.plan import MAX_DILATION
 from storyloom_model.solvers import SOLVERS
 
@@ -34,6 +35,23 @@ class Abilities:
 def method_name(job: StoryJob, manifest: Manifest) -> MethodName:
     """The story method of a job that ``check_job`` lets through: its own, or the package's."""
     return cast(MethodName, job.method or manifest.method)
+
+
+def check_sizes(manifest: Manifest, factor: int, tokens: int) -> None:
+    """Refuses a package whose limits do not fit its modules.
+
+    Args:
+        manifest: of the package.
+        factor: pixels of a latent position of its VAE.
+        tokens: what its text encoder reads.
+
+    Raises:
+        PackageError: as said.
+    """
+    if manifest.limits.max_prompt_tokens > tokens:
+        raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
+    if any(pixels % factor for size in manifest.sizes for pixels in size):
+        raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
 
 
 def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:

@@ -18,7 +18,7 @@ from storyloom_model.adapters import load_adapter, with_adapter
 from storyloom_model.attention import Place, TextKeysValues, install_story_attention, text_keys_values
 from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
-from storyloom_model.checks import Abilities, check_job, method_name
+from storyloom_model.checks import Abilities, check_job, check_sizes, method_name
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
 from storyloom_model.controlnets.batch import controlled_rows
@@ -138,7 +138,7 @@ class Denoiser:
             None if components.text_encoder_2 is None else (components.tokenizer_2, components.text_encoder_2),
         )
         self._decoder = Decoder(components.vae)
-        self._check_package(components.tokenizer.model_max_length)
+        check_sizes(self.manifest, self._decoder.factor, components.tokenizer.model_max_length)
         for name, net in components.controlnets.items():
             reads = self._identity_adapters.get(self.manifest.controlnets[name].adapter)
             tokens = None if reads is None else reads.layers[0].to_k.shape[1]
@@ -532,10 +532,3 @@ class Denoiser:
     def _latent_shape(self, job: StoryJob) -> tuple[int, int, int]:
         factor = self._decoder.factor
         return self._decoder.channels, job.height // factor, job.width // factor
-
-    def _check_package(self, tokens: int) -> None:
-        factor = self._decoder.factor
-        if self.manifest.limits.max_prompt_tokens > tokens:
-            raise PackageError(f"the text encoder reads {tokens} tokens; lower limits.max_prompt_tokens to that")
-        if any(pixels % factor for size in self.manifest.sizes for pixels in size):
-            raise PackageError(f"every width and height in sizes must be a multiple of {factor}, the VAE's factor")
