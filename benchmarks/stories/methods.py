@@ -30,14 +30,44 @@ def _shared(adapter: str) -> dict[str, Any]:
     return {"consistency": {"enabled": True, "adapter": adapter}, "identity_adapter": "none"}
 
 
+def _told(method: str) -> dict[str, Any]:
+    """A method that needs no training, on the base weights."""
+    return {"consistency": {"enabled": True, "adapter": "none", "method": method}, "identity_adapter": "none"}
+
+
+def _shown(identity_adapter: str, **more: Any) -> dict[str, Any]:
+    """References, on top of the attention across frames that the package has by default."""
+    return {"identity_adapter": identity_adapter} | more
+
+
+_ALONE = {"enabled": False}
+
+
 METHODS: dict[str, Method] = {
     "default": Method("all as the model package has it"),
     "none": Method("every frame on its own", {"consistency": {"enabled": False, "adapter": "none"}}),
     "amsa": Method("auto-mask self-attention", _shared("amsa")),
     "amsa-mask": Method("auto-mask self-attention, trained with the mask loss", _shared("amsa-mask")),
+    "storydiffusion": Method("random positions of the first four frames", _told("storydiffusion")),
+    "consistory": Method("the characters of the first two frames, thinned out", _told("consistory")),
+    "oneprompt": Method("all frames told of in one text", _told("oneprompt")),
     "storynizor": Method(
-        "auto-mask self-attention and references by the ID-Injector",
-        {"consistency": {"enabled": True, "adapter": "amsa-mask"}, "identity_adapter": "storynizor"},
+        "auto-mask self-attention and references by the ID-Injector", _shown("storynizor"), references=True
+    ),
+    "storymaker": Method(
+        "auto-mask self-attention and references by StoryMaker", _shown("storymaker"), references=True
+    ),
+    "ip-adapter": Method(
+        "references by IP-Adapter, every frame on its own", _shown("ip-adapter", consistency=_ALONE), references=True
+    ),
+    "fastcomposer": Method(
+        "references by the ID-Injector from three tenths of the steps on, every frame on its own",
+        _shown("storynizor", consistency={"method": "fastcomposer"}),
+        references=True,
+    ),
+    "identitystory": Method(
+        "references by the ID-Injector in a second pass, in their own places",
+        _shown("storynizor", consistency=_ALONE, redenoising={"enabled": True}),
         references=True,
     ),
 }
