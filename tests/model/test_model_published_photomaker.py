@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor
@@ -18,6 +19,7 @@ from storyloom_model.adding.record import Record
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter, WordMaker
 from storyloom_model.identity.features import IdentityFeatures
+from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.published.adapters import read_adapter
 from storyloom_model.identity.published.files import read_weights
 from storyloom_model.identity.published.forms import detect
@@ -25,9 +27,10 @@ from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.identity.wording import first_fused_step
 from storyloom_model.jobs import Identity, StoryJob
 from storyloom_model.low_rank import fuse
-from storyloom_model.package import ModelPackage, PackageError, write_manifest
+from storyloom_model.package import ModelPackage, PackageError
 from tests.model.published_files import (
     DEPTH,
+    adapter_shapes,
     full_size_unet,
     identity,
     meta_weights,
@@ -325,19 +328,11 @@ def test_persons_do_not_mix_in_a_batch_and_stories_resume(package: Path, denoise
 
 
 def test_the_manifest_may_say_when_to_merge(package: Path, tmp_path: Path) -> None:
-    manifest = ModelPackage.load(package).manifest
-    own = manifest.identity_adapters["photomaker-v1"]
-    copy = tmp_path / "package"
-    copy.mkdir()
-    for part in package.iterdir():
-        if part.name != "storyloom.yaml":
-            (copy / part.name).symlink_to(part)
-    write_manifest(
-        copy, manifest.model_copy(update={"identity_adapters": {"late": own.model_copy(update={"start": 1.0})}})
-    )
-    late = Denoiser.load(copy)
-    one, other = (finish(late, cast_job(seed, adapter="late")) for seed in (1, 2))
-    assert torch.equal(one.latents, other.latents)
+    file, unet = package / "identity" / "photomaker-v1.safetensors", published_unet(80)
+    assert load_identity_adapter(file, "late", "photomaker", unet, start=0.5).words_start == 0.5
+    save_file(random_weights(adapter_shapes("ip-adapter", attention_layers(unet))), tmp_path / "plain.safetensors")
+    with pytest.raises(PackageError, match="writes nobody into the text, so that its start means nothing"):
+        load_identity_adapter(tmp_path / "plain.safetensors", "plain", "ip-adapter", unet, start=0.5)
 
 
 @pytest.mark.parametrize(
