@@ -25,7 +25,7 @@ from storyloom_training.prompts import Captioner
 from storyloom_training.storydb.dataset import StoryDB
 from storyloom_training.vae import to_pictures
 
-_SAMPLES = 6
+_SAMPLES, _STEPS = 6, 12
 _VALIDATED = 48
 
 
@@ -147,7 +147,7 @@ def sheet(bench: PoseBench, vae: AutoencoderKL) -> Image.Image:
     latents = sample_latents(
         _Controlled(bench, shown), bench.model.encode(bench.tokenizer, texts).float(),
         bench.model.encode(bench.tokenizer, [""]).float(), (len(pictures), *bench.latents.shape[1:]),
-        guidance=4.0, steps=20, generator=torch.Generator().manual_seed(1),
+        guidance=4.0, steps=_STEPS, generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     with mixed_precision(vae.device):
         made = to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
