@@ -100,7 +100,12 @@ class ExportedDenoiser(Denoiser):
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
         """Those that the backend can run; jobs that want another are refused."""
         loaded = super()._load_identity_adapters(package)
-        return {name: one for name, one in loaded.items() if self.changes_weights or not one.low_rank}
+        # Graphs have no place for the maps of characters' parts.
+        return {
+            name: one
+            for name, one in loaded.items()
+            if (self.changes_weights or not one.low_rank) and not one.maker.by_parts
+        }
 
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """All or none, in which case jobs that want one are refused."""
