@@ -12,7 +12,7 @@ from torch import Tensor
 from storyloom_model.attention import Place, TextKeysValues
 from storyloom_model.checks import method_name
 from storyloom_model.controlnets.nets import ControlNet
-from storyloom_model.controlnets.story import FindFaces, StoryControl, story_controls
+from storyloom_model.controlnets.story import FindFaces, story_controls
 from storyloom_model.encoder import TextEncoder
 from storyloom_model.identity.adapter import IdentityAdapter
 from storyloom_model.identity.casting import story_streams, with_parts
@@ -81,7 +81,8 @@ class Starter:
         latents = solver.start(noise.to(device))
         token_mask, part_of = with_parts(text.token_mask, told, adapter, self.text_encoder)
         try:
-            identity, controls = self._identity(job, adapter), self._controls(job)
+            identity = self._identity(job, adapter)
+            controls = story_controls(job, self.controlnets, adapter, self.find_faces)
             later = None if words is None else self._later_text(job, adapter, variant, words)
         except FeaturesError as error:
             raise JobError(str(error)) from error
@@ -138,10 +139,6 @@ class Starter:
                 f"{most}: give fewer of them references"
             )
         return streams
-
-    def _controls(self, job: StoryJob) -> tuple[StoryControl, ...]:
-        """What ControlNets make of the frames' pictures."""
-        return story_controls(job, self.controlnets, self.identity_adapters, self.find_faces)
 
     def _later_text(
         self, job: StoryJob, adapter: IdentityAdapter | None, variant: Variant, prompts: Sequence[WordedPrompt]
