@@ -28,7 +28,7 @@ from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
-from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_model.identity.loading import load_identity_adapters
 from storyloom_model.identity.part_maps import MapPartFinder
 from storyloom_model.jobs import JobError, StoryJob
 from storyloom_model.latents import write_latents
@@ -356,12 +356,7 @@ class Denoiser:
 
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
         """By name."""
-        return {
-            name: load_identity_adapter(
-                package.folder / one.file, name, one.method, self._unet, scale=one.scale, start=one.start
-            )
-            for name, one in self.manifest.identity_adapters.items()
-        }
+        return load_identity_adapters(package, self._unet)
 
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """By name."""

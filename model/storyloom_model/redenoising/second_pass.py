@@ -148,9 +148,9 @@ def tensors(second: SecondPass) -> dict[str, Tensor]:
     kept = {f"{_CACHED}{step}": values for step, values in second.cached.items()}
     if second.masks is not None:
         kept |= {"distances": second.masks.distances, "order": second.masks.order}
-        maps = {f"{_REGION_MAPS}{place}": region.previous_maps for place, region in enumerate(second.regions)}
-        kept |= {name: values for name, values in maps.items() if values is not None}
         for place, region in enumerate(second.regions):
+            if region.previous_maps is not None:
+                kept[f"{_REGION_MAPS}{place}"] = region.previous_maps
             kept |= {f"{_REGION_KEPT}{place}.{name}": values for name, values in region.kept.items()}
     elif second.start is not None:
         history = second.start.history
@@ -169,9 +169,8 @@ def restore(second: SecondPass, kept: Mapping[str, Tensor]) -> None:
     second.cached = {int(step): values for step, values in named(kept, _CACHED).items()}
     if "distances" in kept:
         second.masks = GrowingMasks(kept["distances"], kept["order"])
-        for place, maps in named(kept, _REGION_MAPS).items():
-            second.regions[int(place)].previous_maps = maps
         for place, region in enumerate(second.regions):
+            region.previous_maps = kept.get(f"{_REGION_MAPS}{place}")
             region.kept = named(kept, f"{_REGION_KEPT}{place}.")
     elif "latents" in kept:
         lower_order_steps, last_order = kept["orders"].tolist()
