@@ -98,14 +98,13 @@ class ExportedDenoiser(Denoiser):
         return ()
 
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
-        """Those that the backend can run; jobs that want another are refused."""
+        """Those that the backend can run; jobs that want another are refused.
+
+        The graphs take parts for characters of their own: adapters that tell them apart are left out.
+        """
         loaded = super()._load_identity_adapters(package)
-        # Graphs have no place for the maps of characters' parts.
-        return {
-            name: one
-            for name, one in loaded.items()
-            if (self.changes_weights or not one.low_rank) and not one.maker.by_parts
-        }
+        fitting = {name: one for name, one in loaded.items() if not one.maker.by_parts}
+        return {name: one for name, one in fitting.items() if self.changes_weights or not one.low_rank}
 
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """All or none, in which case jobs that want one are refused."""

@@ -11,9 +11,16 @@ from torch import Tensor
 
 from storyloom_kernels import GroupLayout
 from storyloom_model.attention import AttentionPass
-from storyloom_model.controlnets.batch import collate_controls, control_residuals, is_of_controlled_rows
+from storyloom_model.controlnets.batch import (
+    collate_controls,
+    control_residuals,
+    controlled_rows,
+    is_of_controlled_rows,
+)
 from storyloom_model.controlnets.nets import ControlNet
+from storyloom_model.identity.parts import PARTS
 from storyloom_model.identity.streams import IdentityStreams, join_streams
+from storyloom_model.manifest import Limits
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.methods.rows import sharing_inputs, with_plain_rows
 from storyloom_model.methods.sharing import Sharing
@@ -168,6 +175,29 @@ def pad(inputs: Tensors, capacity: Capacity) -> dict[str, Tensor]:
         grown["attention.part_of"] = _grow(_wider(inputs["attention.part_of"] + 1, capacity.cast), capacity.rows) - 1
     streams = _streams(grown)
     return grown if streams is None else grown | _flat(streams.padded(capacity.identity_tokens, capacity.streams))
+
+
+def capacity_of(
+    states: Sequence[StoryState], rows: int, limits: Limits, bucket: Callable[[int], int | None]
+) -> Capacity:
+    """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it.
+
+    Args:
+        states: stories of one call.
+        rows: of the call, padded.
+        limits: of the package.
+        bucket: what a number of rows is padded to; None: it is not.
+    """
+    controlled = controlled_rows(states)
+    # A character, its parts; and a stream for each.
+    each = 1 + len(PARTS) if any(state.part_of is not None for state in states) else 1
+    return Capacity(
+        rows,
+        cast=max(limits.max_characters * each, *(state.token_mask.shape[1] for state in states)),
+        identity_tokens=limits.max_identity_tokens,
+        streams=limits.max_characters * each,
+        controlled_rows=bucket(controlled) or controlled,
+    )
 
 
 def _has_other_rows(name: str) -> bool:

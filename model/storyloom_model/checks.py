@@ -188,8 +188,7 @@ def _check_amounts(one: Identity) -> None:
 def _unknown(kind: str, name: str, can: Abilities, known: Collection[str], listed: Collection[str]) -> str:
     if name in listed:
         return (
-            f"the backend {can.runtime} takes no {kind} that changes weights, and {name} does; leave it out, or serve "
-            f"{can.manifest.name} with torch"
+            f"the backend {can.runtime} cannot run {kind} {name}; leave it out, or serve {can.manifest.name} with torch"
         )
     choices = f"use one of {', '.join(known)}" if known else "it has none: leave it out"
     return f"{can.manifest.name} has no {kind} called {name}; {choices}"

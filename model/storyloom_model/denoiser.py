@@ -16,47 +16,35 @@ from torch import Tensor
 
 from storyloom_model.adapters import load_adapter, with_adapter
 from storyloom_model.attention import Place, TextKeysValues, install_story_attention, text_keys_values
-from storyloom_model.batch import Capacity, Prediction, UNetCall, predict, unet_pass
+from storyloom_model.batch import Prediction, UNetCall, capacity_of, predict, unet_pass
 from storyloom_model.checkpoint import pack, unpack
-from storyloom_model.checks import Abilities, check_job, check_sizes, method_name
+from storyloom_model.checks import Abilities, check_job, check_sizes
 from storyloom_model.components import Components, load_components
 from storyloom_model.consistency import Look, look, scores
-from storyloom_model.controlnets.batch import controlled_rows
-from storyloom_model.controlnets.loading import check_controlnet
-from storyloom_model.controlnets.nets import ControlNet
-from storyloom_model.controlnets.story import StoryControl, story_controls
+from storyloom_model.controlnets.loading import fitting_controlnets
 from storyloom_model.decoder import Decoder
 from storyloom_model.encoder import TextEncoder
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.fingerprints import job_fingerprint, package_fingerprint
 from storyloom_model.fusion import fuse_group_norms
 from storyloom_model.identity.adapter import IdentityAdapter
-from storyloom_model.identity.casting import story_streams, with_parts
-from storyloom_model.identity.class_words import WordedPrompt, worded
-from storyloom_model.identity.features import FeaturesError
-from storyloom_model.identity.loading import load_identity_adapter
+from storyloom_model.identity.loading import load_identity_adapters
 from storyloom_model.identity.part_maps import MapPartFinder
-from storyloom_model.identity.parts import PARTS
-from storyloom_model.identity.streams import IdentityStreams
-from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import JobError, StoryJob
-from storyloom_model.latents import read_latents, write_latents
+from storyloom_model.latents import write_latents
 from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
-from storyloom_model.methods.method import Method
-from storyloom_model.methods.names import APART, METHODS
-from storyloom_model.methods.registry import REGISTRY
-from storyloom_model.noise import initial_noise
+from storyloom_model.methods.names import METHODS
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.redenoising.finding import begin_second_passes
 from storyloom_model.redenoising.masks import CharacterFinder
 from storyloom_model.redenoising.second_pass import asked, combined, with_second_pass
 from storyloom_model.runner import Runner
-from storyloom_model.solvers import Solver, check_schedule
-from storyloom_model.state import CompatibilityKey, LaterText, StoryState
-from storyloom_model.story_text import prompts_of, with_negative, with_prompts
+from storyloom_model.solvers import check_schedule
+from storyloom_model.starting import Starter
+from storyloom_model.state import StoryState
 from storyloom_model.variants import Variant, Variants
 
 __all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
@@ -120,17 +108,10 @@ class Denoiser:
         self._options = options
         self._identity_adapters = self._load_identity_adapters(package)
         loras = self._load_loras(package)
-        self._controlnets = {
-            name: ControlNet(name, net, self.manifest.controlnets[name]) for name, net in components.controlnets.items()
-        }
         self._runner = Runner(lambda variant: self._call_of(self._variants.unet(variant)), options)
         changes = {name: adapter.low_rank for name, adapter in self._identity_adapters.items() if adapter.low_rank}
         self._variants = Variants(
             self._unets, changes, loras, options.max_variants, self._runner.forget, self._with_weights
-        )
-        adapters = tuple(self._identity_adapters)
-        self._abilities = Abilities(
-            self.manifest, self.runtime, adapters, tuple(loras), self.methods, tuple(self._controlnets)
         )
         self._text_encoder = TextEncoder(
             components.tokenizer,
@@ -139,10 +120,21 @@ class Denoiser:
         )
         self._decoder = Decoder(components.vae)
         check_sizes(self.manifest, self._decoder.factor, components.tokenizer.model_max_length)
-        for name, net in components.controlnets.items():
-            reads = self._identity_adapters.get(self.manifest.controlnets[name].adapter)
-            tokens = None if reads is None else reads.layers[0].to_k.shape[1]
-            check_controlnet(name, net, self._unet, self._decoder.factor, tokens)
+        self._controlnets = fitting_controlnets(
+            components.controlnets, self.manifest, self._identity_adapters, self._unet, self._decoder.factor
+        )
+        loaded = (tuple(self._identity_adapters), tuple(loras), self.methods, tuple(self._controlnets))
+        self._abilities = Abilities(self.manifest, self.runtime, *loaded)
+        self._starter = Starter(
+            manifest=self.manifest,
+            schedule=self._schedule,
+            text_encoder=self._text_encoder,
+            layers=self._layers,
+            identity_adapters=self._identity_adapters,
+            controlnets=self._controlnets,
+            find_faces=self._find_faces,
+            text_keys_values=self._text_keys_values,
+        )
         self._package = package
 
     @classmethod
@@ -178,22 +170,12 @@ class Denoiser:
         Raises:
             EncodersError: the package's encoders are not usable.
         """
-        encoders, folder = self.manifest.encoders, self._package.folder
-        if encoders is None or not self._identity_adapters:
+        encoders, adapters = self.manifest.encoders, self._identity_adapters.values()
+        if encoders is None or not adapters:
             return None
-        from storyloom_model.identity.encoders.references import ReferenceEncoder  # Takes seconds.
+        from storyloom_model.identity.encoders.package import load_reference_encoder  # Takes seconds.
 
-        segmenter, parser = (None if path is None else folder / path for path in (encoders.segmenter, encoders.parser))
-        by_parts = any(adapter.maker.by_parts for adapter in self._identity_adapters.values())
-        return ReferenceEncoder.load(
-            folder / encoders.faces,
-            folder / encoders.image,
-            segmenter,
-            str(self.device),
-            portraits=any(adapter.words is not None for adapter in self._identity_adapters.values()),
-            parser=parser if by_parts else None,
-            parts=self._part_finder() if by_parts else None,
-        )
+        return load_reference_encoder(self._package, encoders, adapters, str(self.device), self._part_finder)
 
     @torch.inference_mode()
     def encode(self, job: StoryJob) -> StoryState:
@@ -202,58 +184,14 @@ class Denoiser:
         Raises:
             JobError: the job asks for what this package cannot do.
         """
-        check_job(job, self._abilities, math.prod(self._latent_shape(job)))
-        return with_second_pass(job, self._start)
-
-    def _start(self, job: StoryJob) -> StoryState:
-        """The beginning of a pass."""
-        name, adapter = method_name(job, self.manifest), self._adapter_of(job)
-        self._check_texts(REGISTRY[name], adapter)
-        words = None if adapter is None or adapter.words is None else [worded(one) for one in prompts_of(job)]
-        told = job if words is None else with_prompts(job, [one.prompt for one in words])
-        text = REGISTRY[name].text(told, self._text_encoder)
-        shape, device = self._latent_shape(job), text.hidden.device
-        noise = initial_noise([frame.seed for frame in job.frames], shape)
-        solver = Solver(job.solver, self._schedule, job.steps)
-        latents = solver.start(noise.to(device))
-        variant = self.variant(job)
-        token_mask, part_of = with_parts(text.token_mask, told, adapter, self._text_encoder)
-        return StoryState(
-            job=job,
-            key=CompatibilityKey(
-                model=self.manifest.name,
-                width=job.width,
-                height=job.height,
-                variant=variant,
-                dtype=str(text.hidden.dtype),
-                method=name if name in APART else "",
-            ),
-            solver=solver,
-            latents=latents,
-            text=text.hidden,
-            text_keys_values=self._text_keys_values(variant, text.hidden),
-            token_mask=token_mask,
-            predicted=torch.zeros_like(latents),
-            anchors=read_latents(job.anchors, shape).to(device),
-            anchor_noise=initial_noise([anchor.seed for anchor in job.anchors], shape).to(device),
-            method=REGISTRY[name],
-            layers=self._layers,
-            identity=self._identity(job),
-            controls=self._controls(job),
-            pooled_text=text.pooled,
-            unseen_text=text.unseen,
-            part_of=part_of,
-            later=None if words is None else self._later_text(job, variant, words),
-        )
+        factor = self._decoder.factor
+        shape = (self._decoder.channels, job.height // factor, job.width // factor)
+        check_job(job, self._abilities, math.prod(shape))
+        return with_second_pass(job, partial(self._starter.start, shape=shape))
 
     def variant(self, job: StoryJob) -> Variant:
         """What decides the weights that a job is made with. Nothing of it is checked."""
-        adapter = self._identity_adapters.get(job.identity_adapter or "") if job.identities else None
-        return Variant(
-            adapter=Manifest.adapter_key(job.adapter),
-            identity=adapter.name if adapter is not None and adapter.low_rank else None,
-            loras=tuple(sorted((lora, weight) for lora, weight in job.loras if weight)),
-        )
+        return self._starter.variant(job)
 
     @torch.inference_mode()
     def step(self, states: Sequence[StoryState]) -> None:
@@ -418,83 +356,22 @@ class Denoiser:
 
     def _load_identity_adapters(self, package: ModelPackage) -> dict[str, IdentityAdapter]:
         """By name."""
-        return {
-            name: load_identity_adapter(
-                package.folder / one.file, name, one.method, self._unet, scale=one.scale, start=one.start
-            )
-            for name, one in self.manifest.identity_adapters.items()
-        }
+        return load_identity_adapters(package, self._unet)
 
     def _load_loras(self, package: ModelPackage) -> dict[str, Changes]:
         """By name."""
         return {name: load_lora(package.folder / file) for name, file in self.manifest.loras.items()}
-
-    def _identity(self, job: StoryJob) -> IdentityStreams | None:
-        """What is made of the characters' references once, for all steps."""
-        adapter = self._adapter_of(job)
-        if adapter is None:
-            return None
-        try:
-            streams = story_streams(job, adapter)
-        except FeaturesError as error:
-            raise JobError(str(error)) from error
-        most = self.manifest.limits.max_identity_tokens
-        if streams is not None and streams.tokens > most:
-            raise JobError(
-                f"the characters of one frame have {streams.tokens} identity tokens; {self.manifest.name} takes "
-                f"{most}: give fewer of them references"
-            )
-        return streams
-
-    def _adapter_of(self, job: StoryJob) -> IdentityAdapter | None:
-        """The identity adapter that a pass uses; None where nobody has references."""
-        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
-            return None  # The first of two passes is made from the prompts alone.
-        return self._identity_adapters[job.identity_adapter]
-
-    @staticmethod
-    def _check_texts(method: Method, adapter: IdentityAdapter | None) -> None:
-        """Refuses two that would both edit, or look for words in, a frame's text."""
-        edits = adapter is not None and (adapter.words is not None or adapter.maker.by_parts)
-        if adapter is not None and edits and type(method).text is not Method.text:
-            raise JobError(
-                f"identity adapter {adapter.name} goes by the words of each frame, which the story's method puts "
-                "together otherwise; name another method, or another identity adapter"
-            )
 
     def _part_finder(self) -> MapPartFinder:
         """What finds parts in references without a parser."""
         size = (self.manifest.defaults.width, self.manifest.defaults.height)
         return MapPartFinder(self._unet, self._decoder, self._text_encoder, self._schedule, self._rule, size)
 
-    def _controls(self, job: StoryJob) -> tuple[StoryControl, ...]:
-        """What ControlNets make of the frames' pictures once, for all steps."""
-
-        def find_faces(picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-            if self.reference_encoder is None:
-                raise JobError(f"{self.manifest.name} has no encoders to find faces in poses with; leave the poses out")
-            return [face.landmarks for face in self.reference_encoder.faces.faces(picture)]
-
-        try:
-            return story_controls(job, self._controlnets, self._identity_adapters, find_faces)
-        except FeaturesError as error:
-            raise JobError(str(error)) from error
-
-    def _later_text(self, job: StoryJob, variant: Variant, prompts: Sequence[WordedPrompt]) -> LaterText | None:
-        """The text with the characters' persons in it; None where none of the steps reads it."""
-        adapter = self._adapter_of(job)
-        if adapter is None or adapter.words is None:
-            return None
-        start = first_fused_step(adapter.words_start, job.steps)
-        if start >= job.steps:
-            return None
-        try:
-            fused, token_mask = fused_text(job, adapter, adapter.words, prompts, self._text_encoder)
-        except FeaturesError as error:
-            raise JobError(str(error)) from error
-        text = with_negative(job, fused, self._text_encoder)
-        keys_values = self._text_keys_values(variant, text.hidden)
-        return LaterText(start, text.hidden, keys_values, token_mask, text.pooled)
+    def _find_faces(self, picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """The landmarks of the faces of a picture."""
+        if self.reference_encoder is None:
+            raise JobError(f"{self.manifest.name} has no encoders to find faces in poses with; leave the poses out")
+        return [face.landmarks for face in self.reference_encoder.faces.faces(picture)]
 
     def _predict(self, states: Sequence[StoryState]) -> list[Prediction]:
         """One UNet call for all states, padded to a bucket where stories share calls."""
@@ -503,7 +380,7 @@ class Denoiser:
             return predict(
                 partial(self._runner.call, states[0].key.variant),
                 states,
-                None if bucket is None else self._capacity(bucket, states),
+                None if bucket is None else capacity_of(states, bucket, self.manifest.limits, self._options.bucket),
             )
         except Exception as error:
             if is_out_of_memory(error):
@@ -513,22 +390,5 @@ class Denoiser:
                 self._runner.release()
             raise
 
-    def _capacity(self, rows: int, states: Sequence[StoryState]) -> Capacity:
-        """What the limits allow, so that all calls of as many rows have the same shapes; more where a story has it."""
-        limits, controlled = self.manifest.limits, controlled_rows(states)
-        # A character, its parts; and a stream for each.
-        each = 1 + len(PARTS) if any(state.part_of is not None for state in states) else 1
-        return Capacity(
-            rows,
-            cast=max(limits.max_characters * each, *(state.token_mask.shape[1] for state in states)),
-            identity_tokens=limits.max_identity_tokens,
-            streams=limits.max_characters * each,
-            controlled_rows=self._options.bucket(controlled) or controlled,
-        )
-
     def _fingerprint(self, job: StoryJob) -> str:
         return f"{self._package_fingerprint}-{self.runtime}-{self._unet.dtype}-{job_fingerprint(job)}"
-
-    def _latent_shape(self, job: StoryJob) -> tuple[int, int, int]:
-        factor = self._decoder.factor
-        return self._decoder.channels, job.height // factor, job.width // factor

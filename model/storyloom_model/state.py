@@ -127,8 +127,8 @@ class StoryState:
         own = (self.latents, self.predicted, self.anchors, self.anchor_noise, self.text, self.token_mask)
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
-        more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, self.second)
-        optional = sum(one.nbytes for one in (*more, *self.controls) if one is not None)
+        more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, self.part_of)
+        optional = sum(one.nbytes for one in (*more, self.second, *self.controls) if one is not None)
         return optional + sum(value.nbytes for value in kept)
 
     @property

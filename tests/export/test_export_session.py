@@ -21,6 +21,7 @@ from storyloom_model import ComposedPrompt, FrameJob, StoryJob, compose
 from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.execution import ExecutionOptions
+from storyloom_model.identity.storynizor import StorynizorInjector
 from storyloom_model.package import ModelPackage
 from storyloom_model.state import StoryState
 from tests.export.identities import identity
@@ -219,14 +220,22 @@ def test_a_backend_that_keeps_engines_refuses_changed_weights(package: ModelPack
     denoiser = OnnxTensorRtDenoiser(package, components_of(package, artefact, onnx_sessions(package, artefact, CPU)))
     assert finish(denoiser, tiny_job(1, steps=1, identities=(identity("mia", 1),), identity_adapter="storynizor")).done
     wanted = {
-        "identity adapter that changes weights, and storymaker does": {
+        "identity adapter storymaker": {
             "identities": (identity("mia", 1),),
             "identity_adapter": "storymaker",
         },
-        "LoRA that changes weights, and style does": {"loras": (("style", 1.0),)},
+        "LoRA style": {"loras": (("style", 1.0),)},
     }
     for words, settings in wanted.items():
         with pytest.raises(
-            JobError, match=f"the backend onnxruntime-tensorrt takes no {words}; leave it out, or serve"
+            JobError, match=f"the backend onnxruntime-tensorrt cannot run {words}; leave it out, or serve"
         ):
             denoiser.encode(tiny_job(2, steps=1, **settings))
+
+
+def test_graphs_know_no_parts(package: ModelPackage, artefact: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take them for characters: an adapter that has streams for parts is left to torch."""
+    monkeypatch.setattr(StorynizorInjector, "by_parts", True)
+    denoiser = OnnxDenoiser(package, components_of(package, artefact, onnx_sessions(package, artefact, CPU)))
+    with pytest.raises(JobError, match="the backend onnxruntime cannot run identity adapter storynizor; leave it out"):
+        denoiser.encode(tiny_job(1, steps=1, identities=(identity("mia", 1),), identity_adapter="storynizor"))

@@ -25,7 +25,7 @@ from storyloom_model.identity.published.files import read_weights
 from storyloom_model.identity.published.forms import detect
 from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.identity.wording import first_fused_step
-from storyloom_model.jobs import Identity, StoryJob
+from storyloom_model.jobs import Identity, Redenoising, StoryJob
 from storyloom_model.low_rank import fuse
 from storyloom_model.package import ModelPackage, PackageError
 from tests.model.published_files import (
@@ -40,6 +40,7 @@ from tests.model.published_files import (
     random_weights,
 )
 from tests.model.published_models import write_folder
+from tests.model.test_model_redenoising import regions
 from tests.model.tiny import finish, tiny_job
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -325,6 +326,32 @@ def test_persons_do_not_mix_in_a_batch_and_stories_resume(package: Path, denoise
         shared.step(together)
     for state, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(state.latents, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_in_a_second_pass_the_person_is_in_the_text_of_the_region(denoiser: Denoiser) -> None:
+    """From the step of the merge on; the first pass reads plain text, and the story goes on from a checkpoint."""
+    job = dataclasses.replace(cast_job(1, 2), redenoising=Redenoising(1, regions("mia")))
+    going, other = denoiser.encode(job), denoiser.encode(dataclasses.replace(job, identities=cast_job(3).identities))
+    assert going.later is None
+    assert going.second is not None
+    (region,) = going.second.regions
+    assert region.later is not None
+    for _ in range(job.steps):
+        denoiser.step([going, other])
+    assert torch.equal(going.latents, other.latents)
+    kept = []
+    while not going.done:
+        denoiser.step([going])
+        kept.append(denoiser.save(going))
+    assert region.later is None
+    for data in kept[:-1]:
+        resumed, beside = denoiser.restore(job, data), denoiser.encode(cast_job(4, frames=1, seed=3))
+        while not resumed.done:
+            denoiser.step([one for one in (resumed, beside) if not one.done])
+        assert torch.equal(resumed.latents, going.latents)
+    while not other.done:
+        denoiser.step([other])
+    assert not torch.allclose(going.latents, other.latents, atol=1e-4)
 
 
 def test_the_manifest_may_say_when_to_merge(package: Path, tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_in_the_engine_references_part_jobs_only_where_weights_differ() -> None:
     assert plain == streams != changing
 
 
+def test_in_the_engine_methods_of_other_shapes_part_jobs() -> None:
+    submits = [
+        messages.Submit("job", "mini", replace(job(), method=method))
+        for method in ("storynizor", "consistory", "oneprompt")
+    ]
+    plain, same, apart = (story_spec(submit, NullBackend(0.0)).key for submit in submits)
+    assert plain == same != apart
+
+
 @pytest.mark.parametrize("change", PARTED)
 def test_what_must_not_differ(change: dict[str, Any]) -> None:
     assert compatibility_key("mini", replace(job(), **change)) != compatibility_key("mini", job())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel
 
+from storyloom_model.controlnets.nets import ControlNet
+from storyloom_model.identity.adapter import IdentityAdapter
+from storyloom_model.manifest import Manifest
 from storyloom_model.package import PackageError
 
 _SHARED = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
@@ -26,6 +30,27 @@ def load_controlnet(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     except (OSError, ValueError) as error:
         raise PackageError(f"{folder} is not a diffusers ControlNet in safetensors: {error}") from error
     return net.eval().requires_grad_(False)
+
+
+def fitting_controlnets(
+    modules: Mapping[str, Any], manifest: Manifest, adapters: Mapping[str, IdentityAdapter], unet: Any, factor: int
+) -> dict[str, ControlNet]:
+    """The ControlNets of a package, as the engine runs them.
+
+    Args:
+        modules: ControlNetModels by name.
+        manifest: of the package.
+        adapters: identity adapters by name.
+        unet: the package's.
+        factor: pixels of a latent's side.
+
+    Raises:
+        PackageError: one does not fit; see ``check_controlnet``.
+    """
+    for name, net in modules.items():
+        reads = adapters.get(manifest.controlnets[name].adapter)
+        check_controlnet(name, net, unet, factor, None if reads is None else reads.layers[0].to_k.shape[1])
+    return {name: ControlNet(name, net, manifest.controlnets[name]) for name, net in modules.items()}
 
 
 def check_controlnet(name: str, net: Any, unet: Any, factor: int, tokens: int | None = None) -> None:

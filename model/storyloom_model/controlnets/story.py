@@ -53,14 +53,14 @@ class _Shown:
 
 
 def story_controls(
-    job: StoryJob, nets: Mapping[str, ControlNet], adapters: Mapping[str, IdentityAdapter], find_faces: FindFaces
+    job: StoryJob, nets: Mapping[str, ControlNet], adapter: IdentityAdapter | None, find_faces: FindFaces
 ) -> tuple[StoryControl, ...]:
-    """What a story wants of ControlNets; nothing where it wants none.
+    """What a pass of a story wants of ControlNets; nothing where it wants none.
 
     Args:
         job: checked.
         nets: by name.
-        adapters: identity adapters by name.
+        adapter: the identity adapter that the pass uses; None: nobody has references in it.
         find_faces: looks for faces in the pictures that those of kind identitynet are given.
 
     Raises:
@@ -72,9 +72,9 @@ def story_controls(
         if net.part.kind == "pose":
             shown = [one for one in _posed(job, net) if one.scale]
             made += [_control(net, shown)] if shown else []
-        elif job.identities and job.identity_adapter == net.part.adapter:
+        elif adapter is not None and adapter.name == net.part.adapter:
             shown = [one for one in _faced(job, net, find_faces) if one.scale]
-            made += _reading_tokens(job, net, adapters[net.part.adapter], shown)
+            made += _reading_tokens(job, net, adapter, shown)
     return tuple(made)
 
 

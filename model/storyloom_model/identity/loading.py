@@ -22,7 +22,7 @@ from torch import Tensor
 from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections, NoStreams, StreamMaker
 from storyloom_model.identity.methods import MAKERS, READERS
 from storyloom_model.low_rank import check_low_rank, low_rank_of
-from storyloom_model.package import PackageError
+from storyloom_model.package import ModelPackage, PackageError
 
 FORMAT = "1"
 ENCODERS = "encoders"
@@ -48,6 +48,14 @@ def save_identity_adapter(file: Path, adapter: IdentityAdapter, method: str) -> 
         metadata[ENCODERS] = adapter.encoders
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, file, metadata)
+
+
+def load_identity_adapters(package: ModelPackage, unet: Any) -> dict[str, IdentityAdapter]:
+    """Those of a package, by name; see ``load_identity_adapter``."""
+    return {
+        name: load_identity_adapter(package.folder / one.file, name, one.method, unet, scale=one.scale, start=one.start)
+        for name, one in package.manifest.identity_adapters.items()
+    }
 
 
 def load_identity_adapter(

@@ -19,7 +19,8 @@ from storyloom_model.solvers import Solver, SolverHistory
 if TYPE_CHECKING:
     from storyloom_model.state import StoryState
 
-_CACHED, _REGION_MAPS, _SOLVER = "cached.", "region_maps.", "solver."
+_CACHED, _SOLVER = "cached.", "solver."
+_REGION_MAPS, _REGION_KEPT = "region_maps.", "region_kept."
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +70,7 @@ class SecondPass:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         optional = [one for one in (self.start, self.masks) if one is not None]
-        return sum(one.nbytes for one in (*self.cached.values(), *self.regions, *optional))
+        return sum(one.nbytes for one in (*self.cached.values(), *self.regions, *self.frames, *optional))
 
 
 def with_second_pass(job: StoryJob, start: Callable[[StoryJob], StoryState]) -> StoryState:
@@ -104,7 +105,8 @@ def combined(state: StoryState, predictions: Sequence[Prediction]) -> Prediction
     masks = second.masks.grown(radius(second.plan.growth, step, second.plan.start, state.solver.steps))
     own = [(frames, found.values) for frames, found in zip(second.frames, predictions, strict=True)]
     for region, found in zip(second.regions, predictions, strict=True):
-        region.previous_maps = found.maps
+        if found.maps is not None:
+            region.previous_maps, region.kept = region.method.maps(region.kept, found.maps)
     return Prediction(mix(second.cached.pop(step), own, masks), None)
 
 
@@ -146,8 +148,10 @@ def tensors(second: SecondPass) -> dict[str, Tensor]:
     kept = {f"{_CACHED}{step}": values for step, values in second.cached.items()}
     if second.masks is not None:
         kept |= {"distances": second.masks.distances, "order": second.masks.order}
-        maps = {f"{_REGION_MAPS}{place}": region.previous_maps for place, region in enumerate(second.regions)}
-        kept |= {name: values for name, values in maps.items() if values is not None}
+        for place, region in enumerate(second.regions):
+            if region.previous_maps is not None:
+                kept[f"{_REGION_MAPS}{place}"] = region.previous_maps
+            kept |= {f"{_REGION_KEPT}{place}.{name}": values for name, values in region.kept.items()}
     elif second.start is not None:
         history = second.start.history
         orders = torch.tensor([history.lower_order_steps, history.last_order])
@@ -165,8 +169,9 @@ def restore(second: SecondPass, kept: Mapping[str, Tensor]) -> None:
     second.cached = {int(step): values for step, values in named(kept, _CACHED).items()}
     if "distances" in kept:
         second.masks = GrowingMasks(kept["distances"], kept["order"])
-        for place, maps in named(kept, _REGION_MAPS).items():
-            second.regions[int(place)].previous_maps = maps
+        for place, region in enumerate(second.regions):
+            region.previous_maps = kept.get(f"{_REGION_MAPS}{place}")
+            region.kept = named(kept, f"{_REGION_KEPT}{place}.")
     elif "latents" in kept:
         lower_order_steps, last_order = kept["orders"].tolist()
         history = SolverHistory(second.plan.start, lower_order_steps, last_order, named(kept, _SOLVER))

@@ -54,7 +54,10 @@ class Backend(Protocol):
         """What decides the weights that a job is made with; it may name parts of the package that there are not."""
 
     def step(self, states: Sequence[Any]) -> None:
-        """Advances jobs of one size and variant by one step, in place. Leaves them as they are when it raises."""
+        """Advances jobs of one size, variant and kind of method by one step, in place.
+
+        Leaves them as they are when it raises.
+        """
 
     def decode(self, state: Any, frames: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures of some frames, uint8 [n, height, width, 3]."""

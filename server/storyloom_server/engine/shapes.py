@@ -18,8 +18,7 @@ def compatibility_key(model: str, job: StoryJob) -> Hashable:
     """
     identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
     loras = frozenset((name, weight) for name, weight in job.loras if weight)
-    apart = job.method if job.method in APART else ""
-    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras, apart)
+    return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras, _apart(job))
 
 
 def story_shape(job: StoryJob) -> StoryShape:
@@ -36,17 +35,24 @@ def story_shape(job: StoryJob) -> StoryShape:
 
 
 def story_spec(submit: messages.Submit, backend: Backend) -> StorySpec:
-    """The job as the scheduler sees it; jobs share steps if the backend says that they have the same weights."""
+    """The job as the scheduler sees it; jobs share steps if the backend says that they have the same weights, and their
+    methods let them.
+    """
     job, scheduling = submit.job, submit.scheduling
     return StorySpec(
         story_id=submit.job_id,
         tenant=scheduling.tenant,
         weight=scheduling.weight,
         priority=scheduling.priority,
-        key=(submit.model, job.width, job.height, backend.variant(job)),
+        key=(submit.model, job.width, job.height, backend.variant(job), _apart(job)),
         shape=story_shape(job),
         deadline=scheduling.deadline,
         done_steps=submit.done_steps,
         alone=scheduling.alone,
         preview_interval=submit.preview_interval,
     )
+
+
+def _apart(job: StoryJob) -> str:
+    """The method of a job whose steps are not shared with those of other methods."""
+    return job.method if job.method in APART else ""
