@@ -57,9 +57,6 @@ METHODS: dict[str, Method] = {
     "storymaker": Method(
         "auto-mask self-attention and references by StoryMaker", _shown("storymaker"), references=True
     ),
-    "ip-adapter": Method(
-        "references by IP-Adapter, every frame on its own", _shown("ip-adapter", consistency=_ALONE), references=True
-    ),
     "fastcomposer": Method(
         "references by the ID-Injector from three tenths of the steps on, every frame on its own",
         _shown("storynizor", consistency={"method": "fastcomposer"}),

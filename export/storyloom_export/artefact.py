@@ -189,7 +189,7 @@ def package_hash(package: ModelPackage) -> str:
     files += [package.adapter_file(name) for name in manifest.adapters]
     files += [package.folder / one.file for one in manifest.identity_adapters.values()]
     digest = hashlib.sha256(manifest.attention.model_dump_json().encode())
-    for name, one in manifest.identity_adapters.items():
+    for name, one in sorted(manifest.identity_adapters.items()):
         digest.update(f"{name} {one.method}\n".encode())
     for file in sorted(files):
         digest.update(f"{file.relative_to(package.folder).as_posix()} {_digest([file])}\n".encode())
