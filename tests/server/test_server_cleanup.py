@@ -32,7 +32,7 @@ STORY_TYPES = ("StoryRun", "AcceptedStory", "EventLog", "LoggedEvent", "_Watched
 """One or more of each for an open story, and none for an ended one."""
 PARTS = ("StoryServer", "Desk", "Supervisor", "EngineLink", "GroupWriter", "StateFolder")
 REPEATED, AT_ONCE = 20, 5
-SETTLE_SECONDS = 30.0
+SETTLE_SECONDS = 120.0
 LONG, CRAWLED = 100, 20
 CHANCE = random.Random(1)  # noqa: S311
 POOLS = {"store-reader": 4, "store-blobs": 8, "png-encoder": 2, "asyncio": min(32, (os.cpu_count() or 1) + 4)}
