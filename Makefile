@@ -8,7 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter train-controlnet quality-judge quality-identity bench-stories clean
+        train-adapter train-controlnet quality-judge quality-identity bench-stories quality-methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -116,6 +116,15 @@ quality-identity: $(VENV)/.dev  ## measure whether the person of a reference pic
 
 bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"
 	@$(BIN)/python -m benchmarks.stories $(ARGS)
+
+# The last two lines are ablations of re-denoising: where the second pass starts, and how far masks grow.
+COMPARED := none amsa amsa-mask storydiffusion consistory oneprompt story-adapter \
+    ip-adapter photomaker instantid character-adapter fastcomposer storynizor storymaker identitystory \
+    $(patsubst %,identitystory@redenoising.start=%,0 0.1 0.4 0.6) \
+    $(patsubst %,identitystory@redenoising.mask_growth=%,0 25)
+quality-methods: $(VENV)/.dev  ## every method in one table, with ablations, on held-out people (about an hour on two cores)
+	@$(BIN)/python -m benchmarks.stories held-out --people 1 --people 2 --stories 12 --no-described \
+	    --methods "$(COMPARED)" --out runs/methods $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

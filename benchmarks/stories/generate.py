@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Shelf:
 
     def place(self, method: str, story: BenchmarkStory) -> Path:
         """The folder of a story's pictures."""
-        return self.folder / method.replace(":", "-") / story.name
+        return self.folder / re.sub(r"[^\w.=-]", "-", method) / story.name
 
     def get(self, method: str, asked: BenchmarkStory, story: Story) -> Outcome | None:
         """The result that is there, complete, of exactly this request; or None."""

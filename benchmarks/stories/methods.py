@@ -1,14 +1,22 @@
-"""The methods that are compared: what each sets in a request. A new one is a line of `METHODS`."""
+"""The methods that are compared: what each sets in a request. A new one is a line of `METHODS`.
+
+A name may go on with settings to be changed: `identitystory@redenoising.start=0.4+steps=12`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import yaml
+from pydantic import ValidationError
 
 from storyloom import Settings
 
 ADAPTER, IDENTITY_ADAPTER = "adapter:", "identity:"
+WITH, AND = "@", "+"
+"""What stands between a method's name and its changes, and between these."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,16 @@ METHODS: dict[str, Method] = {
     "storymaker": Method(
         "auto-mask self-attention and references by StoryMaker", _shown("storymaker"), references=True
     ),
+    "ip-adapter": Method(
+        "references by IP-Adapter, every frame on its own",
+        _shown("ip-adapter", consistency=_ALONE),
+        references=True,
+    ),
+    "character-adapter": Method(
+        "references by IP-Adapter, a stream for each part of a character, every frame on its own",
+        _shown("character-adapter", consistency=_ALONE),
+        references=True,
+    ),
     "fastcomposer": Method(
         "references by the ID-Injector from three tenths of the steps on, every frame on its own",
         _shown("storynizor", consistency={"method": "fastcomposer"}),
@@ -73,11 +91,18 @@ METHODS: dict[str, Method] = {
 
 def method(name: str) -> Method:
     """The method of a name: one of `METHODS`, `adapter:NAME` for any adapter of the served model, or `identity:NAME`
-    for any of its identity adapters, which is sent references.
+    for any of its identity adapters, which is sent references. `@SETTING=VALUE+SETTING=VALUE` behind it changes its
+    settings.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is no such method or setting, or a value is out of its range.
     """
+    known, _, changes = name.partition(WITH)
+    found = _named(known)
+    return replace(found, about=f"{found.about}; {changes}", settings=_changed(found, changes)) if changes else found
+
+
+def _named(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if name.startswith(ADAPTER):
@@ -89,6 +114,24 @@ def method(name: str) -> Method:
     raise ValueError(
         f"there is no method {name!r}; choose from {', '.join(METHODS)}, {ADAPTER}NAME and {IDENTITY_ADAPTER}NAME"
     )
+
+
+def _changed(found: Method, changes: str) -> dict[str, Any]:
+    """The settings of a method with changes as `redenoising.start=0.4+steps=12` in them, checked."""
+    settings = dict(found.settings)
+    for change in changes.split(AND):
+        path, equals, value = change.partition("=")
+        outer, _, inner = path.partition(".")
+        if not (equals and path):
+            raise ValueError(f"{change!r} changes no setting; write SETTING=VALUE or SETTING.SETTING=VALUE")
+        given = yaml.safe_load(value)
+        settings[outer] = {**settings.get(outer, {}), inner: given} if inner else given
+    try:
+        Settings.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{changes}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return settings
 
 
 def evaluations(settings: Settings) -> float:

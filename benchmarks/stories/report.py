@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from benchmarks.quality.metrics import Interval
 from benchmarks.stories.methods import Method
 from benchmarks.stories.metric import Column, LeftOut
+from benchmarks.stories.orders import Pair, pairs
+from benchmarks.stories.papers import ORDERS
 from benchmarks.stories.scores import Scored, differences, summary
 
 _SIZES = {1: "One character", 2: "Two characters", 3: "Three characters"}
@@ -32,6 +35,10 @@ class Group:
     def figures(self) -> dict[str, dict[str, Interval]]:
         """Each row's figures."""
         return {name: summary(stories) for name, stories in self.rows.items()}
+
+    def pairs(self) -> list[Pair]:
+        """What the papers say of methods that are here, held against the rows."""
+        return list(pairs(ORDERS, self.rows))
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,36 @@ def markdown_table(columns: Sequence[Column], rows: Mapping[str, Mapping[str, In
     return "\n".join(lines)
 
 
+def orders_table(columns: Sequence[Column], found: Sequence[Pair]) -> str:
+    """A row a pair of methods that a paper's table orders: the difference here, and whether it is as there."""
+    known = {column.key: column for column in columns}
+    verdicts = Counter(pair.verdict for pair in found)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    lines = [
+        f"Of {len(found)} pairs of methods that a paper orders: {counts}.",
+        "",
+        "| paper | its figure | here | pair | difference | verdict |",
+        "|---" * 6 + "|",
+    ]
+    for pair in found:
+        order, column = pair.order, known[pair.order.column]
+        lines.append(
+            f"| {order.source} | {order.figure} | {column.heading} | {pair.better} over {pair.worse} | "
+            f"{cell(column, pair.difference)} | {pair.verdict} |"
+        )
+    return "\n".join(lines)
+
+
 def markdown(report: Report) -> str:
     """The page of a run."""
     facts = report.facts
-    tables = [f"## {group.heading}\n\n{markdown_table(report.columns, group.figures())}" for group in report.groups()]
+    groups = list(report.groups())
+    tables = [f"## {group.heading}\n\n{markdown_table(report.columns, group.figures())}" for group in groups]
+    orders = [
+        f"## The papers' orders: {group.heading.lower()}\n\n{orders_table(report.columns, found)}"
+        for group in groups
+        if (found := group.pairs())
+    ]
     definitions = "\n".join(f"- **{column.heading}**: {column.definition}." for column in report.columns)
     methods = "\n".join(f"- **{name}**: {method.about}" for name, method in report.methods.items())
     notes = "\n".join(f"- {note}" for note in report.notes())
@@ -113,6 +146,7 @@ def markdown(report: Report) -> str:
             f"`{facts['command']}`, {facts['date']}",
             *tables,
             "Means over stories, of a story's mean over its pictures, with bootstrap 95 % intervals over stories.",
+            *orders,
             f"## Methods\n\n{methods}",
             f"## Columns\n\n{definitions}",
             *([f"## Not here\n\n{notes}"] if notes else []),
@@ -139,12 +173,17 @@ def document(report: Report) -> dict[str, Any]:
             }
             for group in groups
         },
+        "orders": {str(group.people): [_pair(pair) for pair in group.pairs()] for group in groups},
         "stories": {name: [_story(story) for story in stories] for name, stories in report.rows.items()},
     }
 
 
 def _plain(figures: Mapping[str, Interval]) -> dict[str, Any]:
     return {key: asdict(figure) for key, figure in figures.items()}
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    return asdict(pair) | {"verdict": pair.verdict}
 
 
 def _story(story: Scored) -> dict[str, Any]:

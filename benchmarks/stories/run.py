@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,12 @@ def _true(story: BenchmarkStory, size: int) -> MadeStory:
 
 
 def read_stories(
-    benchmark: str, count: int | None, prompts: int | None, people: int, described: bool, references: Path | None
+    benchmark: str,
+    count: int | None,
+    prompts: int | None,
+    people: Sequence[int],
+    described: bool,
+    references: Path | None,
 ) -> list[BenchmarkStory]:
     """The stories of a benchmark, not more than wanted, each with not more prompts than wanted.
 
@@ -140,7 +146,8 @@ def read_stories(
         ValueError: there are none, or they are not of the form.
     """
     if benchmark == HELD_OUT:
-        return held_out_stories(count or 20, people, prompts or 4, described=described)
+        casts = (held_out_stories(count or 20, size, prompts or 4, described=described) for size in people)
+        return list(chain.from_iterable(casts))
     stories = read_benchmark(Path(benchmark))[:count]
     if references is not None:
         stories = find_references(references, stories)
@@ -159,13 +166,13 @@ def choose_weights(file: Path | None, given: dict[str, Path | None], built_in: P
 
 def main(
     benchmark: Annotated[str, typer.Argument(help=f"A story file, a folder of them, or {HELD_OUT}.")],
-    methods: Annotated[str, typer.Option(help="Names of methods, separated by commas.")] = "none,amsa-mask",
+    methods: Annotated[str, typer.Option(help="Names of methods, with commas or blanks between.")] = "none,amsa-mask",
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a server that runs; its default model.")] = None,
     model: Annotated[Path, typer.Option(help="Model package to serve, without --server.")] = BUILT_IN,
     out: Annotated[Path, typer.Option(help="Folder of pictures and results.")] = Path("runs/stories"),
     stories: Annotated[int | None, typer.Option(min=1, help=f"At most so many; {HELD_OUT}: 20.")] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help=f"At most so many of a story; {HELD_OUT}: 4.")] = None,
-    people: Annotated[int, typer.Option(min=1, max=2, help=f"Characters of a story, {HELD_OUT} only.")] = 1,
+    people: Annotated[list[int], typer.Option(min=1, max=2, help=f"Characters of a story, {HELD_OUT} only.")] = [1],  # noqa: B006
     described: Annotated[bool, typer.Option(help=f"Say what people look like, {HELD_OUT} only.")] = True,
     references: Annotated[Path | None, typer.Option(help="Folder of STORY/CHARACTER.png.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; the model's own.")] = None,
@@ -183,7 +190,7 @@ def main(
     given = {"steps": steps, "guidance_scale": guidance}
     settings = {name: value for name, value in given.items() if value is not None}
     try:
-        chosen = {name: method(name) for name in methods.split(",")}
+        chosen = {name: method(name) for name in methods.replace(",", " ").split()}
         asked = read_stories(benchmark, stories, prompts, people, described, references)
         with service(server, model, device) as at:
             console.print(f"{at.model.name} at {at.address}", markup=False)

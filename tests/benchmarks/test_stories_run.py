@@ -163,6 +163,29 @@ def test_methods_by_the_names_of_adapters() -> None:
     assert not method("amsa").references
 
 
+def test_a_method_with_changed_settings() -> None:
+    changed = method("identitystory@redenoising.start=0.4+steps=12")
+    assert changed.settings["redenoising"] == {"enabled": True, "start": 0.4}
+    assert changed.settings["steps"] == 12
+    assert changed.references
+    assert "start" not in method("identitystory").settings["redenoising"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("amsa@steps", "SETTING=VALUE"),
+        ("amsa@speed=3", "speed"),
+        ("amsa@steps=-3", "steps"),
+        ("identitystory@redenoising.start=2", "redenoising.start"),
+        ("nobody@steps=3", "no method 'nobody'"),
+    ],
+)
+def test_changes_that_mean_nothing_are_told_of(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        method(name)
+
+
 def test_evaluations_are_steps_times_branches() -> None:
     assert evaluations(Settings(steps=30, guidance_scale=7.0)) == 60
     assert evaluations(Settings(steps=30, guidance_scale=1.0)) == 30
