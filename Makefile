@@ -121,7 +121,7 @@ bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS=
 COMPARED := none amsa amsa-mask storydiffusion consistory oneprompt story-adapter \
     ip-adapter photomaker instantid character-adapter fastcomposer storynizor storymaker identitystory \
     $(patsubst %,identitystory@redenoising.start=%,0 0.1 0.4 0.6) \
-    $(patsubst %,identitystory@redenoising.mask_growth=%,0 25)
+    $(patsubst %,identitystory@redenoising.mask_growth=%,0 24 64)
 quality-methods: $(VENV)/.dev  ## every method in one table, with ablations, on held-out people (about an hour on two cores)
 	@$(BIN)/python -m benchmarks.stories held-out --people 1 --people 2 --stories 12 --no-described \
 	    --methods "$(COMPARED)" --out runs/methods $(ARGS)

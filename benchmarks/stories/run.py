@@ -3,8 +3,9 @@
     python -m benchmarks.stories FILE_OR_FOLDER --methods none,amsa-mask [--model PACKAGE | --server ADDRESS]
 
 FILE_OR_FOLDER has stories in the form of ConsiStory-Human; `held-out` stands for stories about people whom the built-in
-model has never seen. Without --server it serves PACKAGE itself. Pictures, results.md, results.json and index.html (a
-gallery) go to a folder; the same command goes on where it was stopped. docs/benchmarks.md tells of metrics and weights.
+model has never seen. Without --server it serves PACKAGE itself. Pictures, results.md, results.json, index.html (a
+gallery) and sheet-N.png (a line a method) go to a folder; the same command goes on where it was stopped.
+docs/benchmarks.md tells of metrics and weights.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from benchmarks.stories.methods import Method, method
 from benchmarks.stories.metric import Metric
 from benchmarks.stories.report import Report, markdown, write
 from benchmarks.stories.scores import COSTS, RENDERS, Scored, score
+from benchmarks.stories.sheet import write_sheets
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
 from benchmarks.stories.weights import Weights, load_metrics, read_weights_file
 from storyloom import ModelInfo, Settings, StoryClient, StoryloomError
@@ -209,7 +211,8 @@ def main(
     report = Report(columns, chosen, rows, left_out, facts)
     write(report, out)
     console.print(markdown(report), markup=False)
-    console.print(f"{out / 'results.json'}, {out / 'results.md'}, {write_gallery(report, out)}")
+    written = [out / "results.json", out / "results.md", write_gallery(report, out), *write_sheets(report, out)]
+    console.print(", ".join(map(str, written)))
 
 
 def _facts(benchmark: str, model: ModelInfo, settings: dict[str, Any], seed: int, device: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from benchmarks.stories import run
 from benchmarks.stories.consistory import read_benchmark
@@ -87,6 +88,9 @@ def test_the_page_has_a_row_a_method_and_says_what_is_not_there(out: Path) -> No
     assert "left out: CLIP-T, CLIP-T-C, CLIP-I; give --clip" in page
     assert "refused: none, wordy: " in page
     assert (out / "index.html").read_text().count("<img ") == 8
+    with Image.open(out / "sheet-1.png") as sheet:
+        assert sheet.width < sheet.height * 2
+        assert len(sheet.convert("RGB").getcolors(1 << 20) or ()) > 100
 
 
 def test_the_same_command_makes_nothing_twice(
