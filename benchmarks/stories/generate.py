@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.server.scrape import Scrape
+from benchmarks.stories.known import KnownBy
 from benchmarks.stories.methods import Method, evaluations
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
 from storyloom import InvalidStory, OnDisconnect, Story, StoryCancelled, StoryFailed, StoryFileError, StoryResult
@@ -68,11 +69,11 @@ class Shelf:
     """Results by method and story: `folder/METHOD/STORY/`, as `StoryResult.save` writes them, and `benchmark.json`.
 
     Attributes:
-        model: what tells this model from others; what another one made is not taken for it.
+        known_by: what tells this model from others; what another one made is not taken for it.
     """
 
     folder: Path
-    model: str
+    known_by: KnownBy
 
     def place(self, method: str, story: BenchmarkStory) -> Path:
         """The folder of a story's pictures."""
@@ -106,7 +107,7 @@ class Shelf:
         pictures = [reference.picture for references in cast.values() for reference in references]
         told = story.model_dump(mode="json", exclude={"characters": {"__all__": {"references"}}})
         told["references"] = [hashlib.sha256(picture).hexdigest() for picture in pictures]
-        text = json.dumps([self.model, told], sort_keys=True)
+        text = json.dumps([self.known_by(story.settings), told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.latency.served import served
-from benchmarks.quality.generate import fingerprint
 from benchmarks.quality.report import machine
 from benchmarks.server.scrape import Scrape, free_port
 from benchmarks.stories.consistory import find_references, read_benchmark
 from benchmarks.stories.gallery import write_gallery
 from benchmarks.stories.generate import Maker, Outcome, Shelf
 from benchmarks.stories.held_out import HELD_OUT, held_out_stories
+from benchmarks.stories.known import KnownBy, known_by_files, known_by_name
 from benchmarks.stories.methods import Method, method
 from benchmarks.stories.metric import Metric
 from benchmarks.stories.report import Report, markdown, write
@@ -56,14 +56,14 @@ class Service:
     Attributes:
         address: HOST:PORT.
         model: that it serves by default.
-        known_by: tells the model from others of its name, where the package is at hand.
+        known_by: tells the model from others of its name, as far as its package is at hand.
         metrics: None where they are out of reach.
     """
 
     address: str
     client: StoryClient
     model: ModelInfo
-    known_by: str
+    known_by: KnownBy
     metrics: Scrape | None = None
 
 
@@ -73,12 +73,12 @@ def service(address: str | None, package: Path, device: str = "cpu") -> Iterator
     if address is not None:
         with StoryClient(address) as client:
             model = client.get_model()
-            yield Service(address, client, model, model.name)
+            yield Service(address, client, model, known_by_name(model.name))
         return
     read_manifest(package)
     port = free_port()
     with served(package, "--device", device, "--metrics-port", str(port)) as own, StoryClient(own) as client:
-        yield Service(own, client, client.get_model(), fingerprint(package), Scrape(port))
+        yield Service(own, client, client.get_model(), known_by_files(package), Scrape(port))
 
 
 def make_all(

@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.stories import run
 from benchmarks.stories.consistory import read_benchmark
 from benchmarks.stories.generate import Maker, Shelf
+from benchmarks.stories.known import known_by_name
 from benchmarks.stories.methods import METHODS, evaluations, method
 from benchmarks.stories.run import Service, main, service
 from storyloom import Settings, StoryClient, StoryResult
@@ -129,13 +130,13 @@ def test_a_server_of_its_own_is_asked_what_the_unet_did(at: Service, benchmark: 
     cost = maker.make("none", METHODS["none"], story, lambda: None).cost
     assert cost is not None
     assert (cost.counted_by, cost.evaluations) == ("server", 6)
-    assert at.known_by != Shelf(tmp_path, "tiny").model
+    assert at.known_by(Settings()) != "tiny"
 
 
 def test_a_story_that_a_run_left_behind_is_joined(at: Service, benchmark: Path, tmp_path: Path) -> None:
     story = read_benchmark(benchmark / "red.json")[0]
     made = [
-        Maker(at.client, Shelf(tmp_path / name, "tiny"), {"steps": 2}, seed=9).make(
+        Maker(at.client, Shelf(tmp_path / name, known_by_name("tiny")), {"steps": 2}, seed=9).make(
             "none", METHODS["none"], story, lambda: None
         )
         for name in ("first", "again")
@@ -198,5 +199,5 @@ def test_evaluations_are_steps_times_branches() -> None:
 def test_a_client_of_a_server_knows_its_model_by_name(at: Service) -> None:
     with service(at.address, Path("nowhere")) as other:
         assert isinstance(other.client, StoryClient)
-        assert (other.known_by, other.metrics) == ("tiny", None)
+        assert (other.known_by(Settings()), other.metrics) == ("tiny", None)
     assert run.BUILT_IN.is_dir()
