@@ -119,14 +119,19 @@ def spread(rows: Vectors) -> float:
 
 
 def interval(groups: Sequence[Sequence[float]], *, draws: int = 2000) -> Interval | None:
-    """The mean of all values with a 95 % bootstrap interval over groups, since those of one person belong together."""
+    """The mean of all values with a 95 % bootstrap interval: people are drawn, since what is of one belongs together,
+    then of each so many values as there are.
+    """
     filled = [np.asarray(group, np.float64) for group in groups if len(group)]
     if not filled:
         return None
-    sums, counts = np.array([group.sum() for group in filled]), np.array([len(group) for group in filled])
-    picks = np.random.default_rng(0).integers(len(filled), size=(draws, len(filled)))
-    low, high = np.quantile(sums[picks].sum(1) / counts[picks].sum(1), (0.025, 0.975))
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(filled))
+    draw = np.random.default_rng(0)
+    means = []
+    for picks in draw.integers(len(filled), size=(draws, len(filled))):
+        drawn = [draw.choice(filled[pick], len(filled[pick])) for pick in picks]
+        means.append(np.concatenate(drawn).mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(float(np.concatenate(filled).mean()), float(low), float(high), len(filled))
 
 
 def nearness(people: Sequence[Sequence[HeldOut]], *, typical: bool | None = None) -> dict[str, Any]:
