@@ -125,12 +125,13 @@ def interval(groups: Sequence[Sequence[float]], *, draws: int = 2000) -> Interva
     filled = [np.asarray(group, np.float64) for group in groups if len(group)]
     if not filled:
         return None
-    draw = np.random.default_rng(0)
-    means = []
-    for picks in draw.integers(len(filled), size=(draws, len(filled))):
-        drawn = [draw.choice(filled[pick], len(filled[pick])) for pick in picks]
-        means.append(np.concatenate(drawn).mean())
-    low, high = np.quantile(means, (0.025, 0.975))
+    draw, people = np.random.default_rng(0), len(filled)
+    # [draws, places, people]: the sum of what would be drawn of each, for each place of a draw.
+    sums = np.stack([each[draw.integers(len(each), size=(draws, people, len(each)))].sum(2) for each in filled], axis=2)
+    picks = draw.integers(people, size=(draws, people))
+    drawn = np.take_along_axis(sums, picks[..., None], axis=2)[..., 0].sum(1)
+    counts = np.array([len(each) for each in filled])[picks].sum(1)
+    low, high = np.quantile(drawn / counts, (0.025, 0.975))
     return Interval(float(np.concatenate(filled).mean()), float(low), float(high), len(filled))
 
 

@@ -137,7 +137,8 @@ def _page(facts: Mapping[str, Any], figures: Mapping[str, Any], people: Sequence
 
 {len(people)} held-out people; of each {facts["candidates"]} candidates through `DiscoverCharacter`, and
 {facts["held_out"]} with another seed; {facts["solver"]}, {facts["steps"]} steps. Means with 95 % bootstrap intervals
-over people and what is of each. Left out, since fewer than four candidates show a face: {", ".join(facts["left_out"]) or "nobody"}.
+over people and what is of each. Left out, since fewer than four candidates show a face:
+{", ".join(facts["left_out"]) or "nobody"}.
 
 ## Held-out candidates
 

@@ -104,7 +104,7 @@ def test_a_page_tells_what_was_found(tmp_path: Path) -> None:
 
     facts = {"command": "python", "candidates": 28, "held_out": 8, "steps": 4, "solver": "ddim", "left_out": ["a boy"]}
     page = write(tmp_path, facts, [person(0), person(1)], Image.new("RGB", (4, 4)))
-    assert "Left out, since fewer than four candidates show a face: a boy." in page
+    assert "Left out, since fewer than four candidates show a face:\na boy." in page
     assert "| judge | held out | all | 16 | 1.00 [1.00, 1.00] |" in page
     told = json.loads((tmp_path / "discovery.json").read_text())
     assert told["summary"]["stories"]["judge"]["identity"]["among"]["less_text_alone"]["mean"] == 0
