@@ -8,7 +8,7 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter train-controlnet quality-judge quality-identity bench-stories quality-methods clean
+        train-adapter train-controlnet quality-judge quality-identity discovery-figure bench-stories quality-methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -113,6 +113,9 @@ train-controlnet: $(VENV)/.dev  ## train a pose ControlNet for the built-in mode
 
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)
+
+discovery-figure: $(VENV)/.dev  ## measure identity discovery: held-out candidates against both means, frames with what was found (about 20 minutes; goes on where it was stopped)
+	$(BIN)/python -m benchmarks.identity.discovery $(ARGS)
 
 bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"
 	@$(BIN)/python -m benchmarks.stories $(ARGS)

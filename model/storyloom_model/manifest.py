@@ -146,6 +146,17 @@ class ControlNetFolder(_Part):
         return self
 
 
+class Discovery(_Part):
+    """How candidates of a discovery are made; None: as stories are. ``negative_prompt`` is that of requests that bring
+    none. IdentityStory has Euler, 50 steps, guidance 5, and words against illustration.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=1, le=30)
+    solver: SolverName | None = None
+    negative_prompt: str = ""
+
+
 class Manifest(_Part):
     """``storyloom.yaml``, format 1. ``sizes`` are (width, height) in pixels.
 
@@ -168,6 +179,7 @@ class Manifest(_Part):
     encoders: Encoders | None = None
     identity_adapters: dict[Named, IdentityAdapterFile] = Field(default_factory=dict)
     controlnets: dict[Named, ControlNetFolder] = Field(default_factory=dict)
+    discovery: Discovery = Discovery()
 
     @model_validator(mode="after")
     def _windows_have_room(self) -> Self:
@@ -181,6 +193,8 @@ class Manifest(_Part):
             raise ValueError("defaults: width and height must be one of sizes")
         if self.defaults.steps > self.limits.max_steps:
             raise ValueError("defaults: steps must not exceed limits.max_steps")
+        if (self.discovery.steps or 1) > self.limits.max_steps:
+            raise ValueError("discovery: steps must not exceed limits.max_steps")
         if self.adapter_key(self.defaults.adapter) not in (None, *self.adapters):
             raise ValueError(f"defaults: adapter {self.defaults.adapter} is not listed under adapters")
         if self.adapter_key(self.defaults.identity_adapter) not in (None, *self.identity_adapters):

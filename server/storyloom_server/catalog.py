@@ -110,6 +110,12 @@ class ServedModel:
             settings.height if settings.HasField("height") else defaults.height,
         )
 
+    def candidate_settings(self) -> story_pb2.Settings:
+        """What the package says of candidates of a discovery, where that is not what it says of stories."""
+        said = self.manifest.discovery
+        solver = None if said.solver is None else SOLVERS[said.solver]
+        return story_pb2.Settings(steps=said.steps, guidance_scale=said.guidance_scale, solver=solver)
+
     def describe(self, *, is_default: bool, max_request_bytes: int) -> model_service_pb2.Model:
         """The model as clients see it. ``max_request_bytes`` is the server's."""
         defaults, limits = self.manifest.defaults, self.manifest.limits
@@ -151,6 +157,9 @@ class ServedModel:
                 model_service_pb2.ControlNet(name=name, kind=CONTROL_KINDS[kind])
                 for name, kind in self.controlnets.items()
             ],
+            discovery=model_service_pb2.Discovery(
+                settings=self.candidate_settings(), negative_prompt=self.manifest.discovery.negative_prompt
+            ),
         )
 
 

@@ -1,17 +1,17 @@
 """Characters found from a description: candidates are made, compared, and what they agree on is kept.
 
-The candidates are an ordinary story, which is journaled and resumed as any; what follows it is short and is done again
-where it was lost. Nothing here is bound to a call: whoever asks with the same request id joins in.
+In each loop but the first they are made with what the one before has found. Those of each loop are an ordinary story,
+which is journaled and resumed as any; what follows it is short and is done again where it was lost. Nothing here is
+bound to a call: whoever asks with the same request id joins in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,54 +19,28 @@ from PIL.PngImagePlugin import PngInfo
 from storyloom.v1 import character_service_pb2 as pb
 from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as stories_pb
-from storyloom_model.identity.discovery import LEAST_CANDIDATES, Discovered, discover
+from storyloom_model.identity.discovery import Discovered, discover
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures, ReferenceFeatures
-from storyloom_model.manifest import NO_ADAPTER
 from storyloom_server import errors
-from storyloom_server.catalog import ModelCatalog, ServedModel
+from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
 from storyloom_server.desk import Desk
+from storyloom_server.discovery_wish import Wish, check_wish, in_request
 from storyloom_server.orders import OrderTaker
 from storyloom_server.reference_pictures import asked_references, digest
-from storyloom_server.references import References, kept_references
+from storyloom_server.references import References
 from storyloom_server.store import Features, NewCharacter
 from storyloom_server.store.errors import NotFoundError
 from storyloom_server.tenants import Tenant
-from storyloom_server.texts import MAX_TEXT, check_name, check_text
-from storyloom_server.violations import Findings, Violation
-
-_CANDIDATES, _MOST_CANDIDATES = 16, 64
-_ROUNDS, _MOST_ROUNDS = 3, 8
-_NAMESPACE = uuid.UUID("5d0a2c86-7a53-4f0e-9d3b-0f6f3f3b8a11")
-"""For the id of a character that was asked for with a request id: the same request gives the same id."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """A checked request. ``character_id`` is that of the character to be, and the request id of its candidates."""
+class _Found:
+    """What a loop found. ``picture`` stands for the identity where one is needed, ``features`` are the identity."""
 
-    character_id: str
-    request: pb.DiscoverCharacterRequest
-    model: ServedModel
-    candidates: int
-    rounds: int
-
-    @property
-    def story(self) -> story_pb2.Story:
-        """The candidates: the character on its own, again and again."""
-        request = self.request
-        return story_pb2.Story(
-            title=f"Candidates of {request.name}",
-            style=request.style,
-            characters=[story_pb2.Character(name=request.name, description=request.description)],
-            frames=[story_pb2.Frame(prompt=f"{{{request.name}}}")] * self.candidates,
-            settings=story_pb2.Settings(
-                model=self.model.name,
-                seed=request.seed if request.HasField("seed") else None,
-                consistency=story_pb2.Consistency(enabled=False),
-                identity_adapter=NO_ADAPTER,
-            ),
-        )
+    evidence: pb.DiscoveryEvidence
+    picture: bytes
+    features: Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +78,7 @@ class Discoveries:
                 too little.
             StoreError: the character could not be kept.
         """
-        wish = self._check(tenant, request)
+        wish = check_wish(self._catalog, tenant, request)
         with suppress(NotFoundError):
             known = await self._characters.get(tenant, wish.character_id)
             if (known.name, known.description) != (request.name, request.description):
@@ -136,31 +110,34 @@ class Discoveries:
         if not task.cancelled():
             task.exception()  # Nobody may be there to hear of it.
 
-    def _check(self, tenant: Tenant, request: pb.DiscoverCharacterRequest) -> _Wish:
-        found = Findings()
-        check_name(found, "name", request.name)
-        check_text(found, "description", request.description, limit=MAX_TEXT, required=True)
-        able = [model for model in self._catalog.models if model.identity_adapters]
-        known = {model.name: model for model in able}
-        model = known.get(request.model) if request.model else next(iter(able), None)
-        if model is None:
-            names = f"use one of {', '.join(known)}" if known else "no model here does"
-            found.add("model", f"must be a served model that takes references; {names}")
-        frames = _MOST_CANDIDATES if model is None else min(_MOST_CANDIDATES, model.manifest.limits.max_frames)
-        candidates, rounds = request.candidates or min(_CANDIDATES, frames), request.rounds or _ROUNDS
-        if not LEAST_CANDIDATES <= candidates <= frames:
-            found.add("candidates", f"{candidates} candidates; ask for {LEAST_CANDIDATES} to {frames}")
-        if rounds > _MOST_ROUNDS:
-            found.add("rounds", f"{rounds} rounds; ask for 1 to {_MOST_ROUNDS}")
-        if found or model is None:
-            raise errors.invalid_request(found.violations)
-        name = f"{tenant.name}\0{request.request_id}"
-        character_id = uuid.uuid5(_NAMESPACE, name) if request.request_id else uuid.uuid4()
-        return _Wish(str(character_id), request, model, candidates, rounds)
-
-    async def _discover(self, tenant: Tenant, wish: _Wish) -> pb.DiscoverCharacterResponse:
+    async def _discover(self, tenant: Tenant, wish: Wish) -> pb.DiscoverCharacterResponse:
         await self._check_encoders(wish.model.name)
-        story_id = await self._accept(tenant, wish)
+        loops = [await self._loop(tenant, wish, 0, None)]
+        for loop in range(1, wish.loops):
+            loops.append(await self._loop(tenant, wish, loop, loops[-1]))
+        notes = [note for each in loops for note in each.features.notes]
+        if wish.loops > 1:
+            notes = [f"loop {loop} of {wish.loops}: {note}" for loop, note in enumerate(notes, 1)]
+        last = loops[-1]
+        payload = pb.CreateCharacterRequest(
+            name=wish.request.name,
+            description=wish.request.description,
+            reference_pictures=[story_pb2.Reference(picture=last.picture)],
+        )
+        new = NewCharacter(
+            id=wish.character_id,
+            tenant=tenant.name,
+            name=wish.request.name,
+            description=wish.request.description,
+            payload=payload.SerializeToString(),
+        )
+        record = await self._characters.keep(new, replace(last.features, notes=tuple(notes)))
+        earlier = [each.evidence for each in loops[:-1]]
+        return pb.DiscoverCharacterResponse(character=record, evidence=last.evidence, earlier_loops=earlier)
+
+    async def _loop(self, tenant: Tenant, wish: Wish, loop: int, before: _Found | None) -> _Found:
+        """Makes candidates, with the identity of the loop before where there is one, and finds what they share."""
+        story_id = await self._accept(tenant, wish, loop, before)
         pictures = await self._pictures(tenant, story_id)
         seen = [await self._look(tenant, wish.model.name, pictures[index]) for index in sorted(pictures)]
         shown: list[ReferenceFeatures | None] = [None] * len(seen)
@@ -173,42 +150,38 @@ class Discoveries:
         except FeaturesError as error:
             raise errors.failed_precondition("NO_IDENTITY_FOUND", wish.request.name, str(error)) from error
         evidence = _evidence(story_id, found)
-        payload = _payload(wish, pictures[found.medoid])
+        picture = _marked(pictures[found.medoid], wish.mark(loop))
         features = Features(
-            digest=digest(kept_references(payload)),
+            digest=digest(asked_references("candidates", [story_pb2.Reference(picture=picture)])),
             encoders=encoders,
             data=IdentityFeatures(encoders, (found.features,)).to_bytes(),
             notes=(_in_words(evidence, len(seen)),),
         )
-        new = NewCharacter(
-            id=wish.character_id,
-            tenant=tenant.name,
-            name=wish.request.name,
-            description=wish.request.description,
-            payload=payload.SerializeToString(),
-        )
-        return pb.DiscoverCharacterResponse(character=await self._characters.keep(new, features), evidence=evidence)
+        return _Found(evidence, picture, features)
 
     async def _check_encoders(self, model: str) -> None:
         await self._references.wait_for_engine()
         if self._references.encoding_model([model]) is None:
             raise errors.references_not_taken(model, [])
 
-    async def _accept(self, tenant: Tenant, wish: _Wish) -> str:
+    async def _accept(self, tenant: Tenant, wish: Wish, loop: int, before: _Found | None) -> str:
         """The story of the candidates, new or the one that an earlier call with the same request id began."""
         request = stories_pb.CreateStoryRequest(
-            story=wish.story,
-            request_id=wish.character_id,
+            story=wish.story(loop, None if before is None else before.picture),
+            request_id=wish.request_id(loop),
             scheduling=stories_pb.Scheduling(priority=stories_pb.PRIORITY_LOW),
         )
         try:
             order = await self._orders.new_story(tenant, request)
+            if before is not None:
+                sources = tuple(replace(source, known=before.features) for source in order.sources)
+                order = replace(order, sources=sources)
+            return await self._desk.accept(tenant, order)
         except errors.StoryError as error:
             if not error.violations:
                 raise
             # What is wrong with one candidate is wrong with all.
-            raise errors.invalid_request(list(dict.fromkeys(map(_in_request, error.violations)))) from error
-        return await self._desk.accept(tenant, order)
+            raise errors.invalid_request(list(dict.fromkeys(map(in_request, error.violations)))) from error
 
     async def _pictures(self, tenant: Tenant, story_id: str) -> Mapping[int, bytes]:
         """The candidates by frame, once all are there."""
@@ -231,19 +204,14 @@ class Discoveries:
         return IdentityFeatures.from_bytes(found.data)
 
 
-def _payload(wish: _Wish, picture: bytes) -> pb.CreateCharacterRequest:
-    """What the character is kept as: with the nearest candidate as its picture, for models with other encoders.
-
-    The file is marked, so that the same picture in a request of its own is not taken for this character.
+def _marked(picture: bytes, mark: str) -> bytes:
+    """The picture with a mark in its file, so that the same picture in a request of its own is not taken for what was
+    found.
     """
     marks, marked = PngInfo(), io.BytesIO()
-    marks.add_text("storyloom-discovery", wish.character_id)
+    marks.add_text("storyloom-discovery", mark)
     Image.open(io.BytesIO(picture)).save(marked, format="PNG", pnginfo=marks)
-    return pb.CreateCharacterRequest(
-        name=wish.request.name,
-        description=wish.request.description,
-        reference_pictures=[story_pb2.Reference(picture=marked.getvalue())],
-    )
+    return marked.getvalue()
 
 
 def _evidence(story_id: str, found: Discovered) -> pb.DiscoveryEvidence:
@@ -266,11 +234,3 @@ def _in_words(evidence: pb.DiscoveryEvidence, candidates: int) -> str:
         f"found in {candidates} candidates, story {evidence.story_id}: {len(evidence.compared)} show somebody, frames "
         f"{kept} agree best, {evidence.nearest} most"
     )
-
-
-def _in_request(violation: Violation) -> Violation:
-    """What is wrong with the story of the candidates, where the request says it."""
-    for path, field in (("story.style", "style"), ("story.characters", "description"), ("story.frames", "description")):
-        if violation.path.startswith(path):
-            return Violation(field, violation.message)
-    return violation

@@ -54,6 +54,7 @@ class Source:
         character_id: of a kept character; "" for pictures of the request itself.
         path: of the field to blame for a kept character's pictures.
         read: the pictures as the engine takes them, where they have been read.
+        known: what they stand for, whatever they show; it counts for the encoders that it is of.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     character_id: str = ""
     path: str = ""
     read: tuple[Reference, ...] = ()
+    known: Features | None = None
 
 
 class References:
@@ -209,6 +211,8 @@ class References:
         return tuple(result for result in done if isinstance(result, StoryFeatures))
 
     async def _of_source(self, tenant: str, model: str, source: Source) -> StoryFeatures:
+        if source.known is not None and source.known.encoders == self._engine.encoders.get(model):
+            return StoryFeatures(source.name, source.blended, source.known)
         try:
             found = await self._features(tenant, model, source.asked, source.read)
         except _Unusable as unusable:

@@ -227,7 +227,13 @@ class ScriptedServer(
             references_encoded=True,
         )
         self.characters[record.character_id] = record
-        return character_service_pb2.DiscoverCharacterResponse(character=record)
+        loops = [
+            character_service_pb2.DiscoveryEvidence(story_id=f"loop-{loop}", compared=[0, 1, 3], kept=[1, 3], nearest=3)
+            for loop in range(max(request.loops, 1))
+        ]
+        return character_service_pb2.DiscoverCharacterResponse(
+            character=record, evidence=loops[-1], earlier_loops=loops[:-1]
+        )
 
     def GetCharacter(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Returns the record."""
@@ -297,6 +303,8 @@ def _model(name: str, *, is_default: bool = False) -> model_service_pb2.Model:
     model.methods.extend(["storynizor", "consistory"])
     model.controlnets.add(name="openpose", kind=story_pb2.CONTROL_KIND_POSE)
     model.controlnets.add(name="later", kind=99)  # type: ignore[arg-type]
+    model.discovery.settings.solver = story_pb2.SOLVER_EULER
+    model.discovery.negative_prompt = "a drawing"
     model.solvers.extend([story_pb2.SOLVER_DDIM, story_pb2.SOLVER_EULER, 99])  # type: ignore[list-item]
     return model
 

@@ -223,6 +223,10 @@ def test_a_character_is_discovered(server: ScriptedServer) -> None:
     assert "found in 16 candidates" in found.stderr
     sent = server.calls[-1][1]
     assert (sent.name, sent.description, sent.candidates, sent.request_id) == ("mia", "a girl", 8, "mine")
+    wish = ("--loops", "2", "--negative-prompt", "ink", "--steps", "50", "--solver", "euler", "--guidance", "5")
+    assert _run(server, "characters", "discover", "mia", "-d", "a girl", *wish).exit_code == 0
+    sent = server.calls[-1][1]
+    assert (sent.loops, sent.negative_prompt, sent.settings.steps, sent.settings.guidance_scale) == (2, "ink", 50, 5)
     assert _run(server, "characters", "discover", "mia").exit_code == 2
 
 

@@ -10,15 +10,18 @@ from pydantic import ValidationError
 from storyloom import (
     Character,
     CharacterRecord,
+    DiscoveryLoop,
     Done,
     Frame,
     FrameDone,
     NotFound,
     Settings,
+    Solver,
     Story,
     StoryEvent,
     StoryState,
 )
+from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from tests.clients.blocking import Connect
 from tests.clients.scripted import ScriptedServer
@@ -152,8 +155,26 @@ def test_a_character_is_found_from_its_description(connect: Connect, server: Scr
     assert (sent.HasField("seed"), sent.seed, sent.rounds, len(sent.request_id)) == (True, 0, 0, 36)
     again = server.calls[-1][1]
     assert (again.HasField("seed"), again.candidates, again.request_id) == (False, 0, "mine")
+    assert not again.HasField("negative_prompt")
+    assert not again.HasField("settings")
+    assert found.discovery == (DiscoveryLoop("loop-0", (0, 1, 3), (1, 3), 3),)
     assert found.reference_notes == ("found in 16 candidates",)
     assert found.references_encoded
+
+
+def test_a_discovery_is_asked_for_in_loops_and_settings(connect: Connect, server: ScriptedServer) -> None:
+    with connect(server.address) as client:
+        found = client.discover_character(
+            "mia", "a girl", loops=2, negative_prompt="", settings={"steps": 50, "solver": "euler"}
+        )
+        sent = server.calls[-1][1]
+        with pytest.raises(ValidationError):
+            client.discover_character("mia", "a girl", settings={"steps": 0})
+        model = client.get_model()
+    assert (model.discovery.solver, model.discovery_negative_prompt) == (Solver.EULER, "a drawing")
+    assert [loop.story_id for loop in found.discovery] == ["loop-0", "loop-1"]
+    assert (sent.loops, sent.HasField("negative_prompt"), sent.negative_prompt) == (2, True, "")
+    assert (sent.settings.steps, sent.settings.solver) == (50, story_pb2.SOLVER_EULER)
 
 
 def test_what_was_taken_over_and_what_was_flagged_is_told(

@@ -39,6 +39,7 @@ def test_the_exported_names_are_pinned() -> None:
         "Consistency",
         "ControlKind",
         "DeadlineRefused",
+        "DiscoveryLoop",
         "Done",
         "ErrorDetails",
         "FailedPrecondition",

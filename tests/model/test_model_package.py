@@ -46,6 +46,8 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
         ({"defaults__solver": "heun"}, ["defaults.solver", "ddim"]),
         ({"defaults__width": 128}, ["width and height must be one of sizes"]),
         ({"defaults__steps": 1000}, ["steps must not exceed"]),
+        ({"discovery": {"steps": 1000}}, ["discovery: steps must not exceed"]),
+        ({"discovery": {"solver": "magic"}}, ["discovery.solver"]),
         ({"defaults__adapter": "gone"}, ["gone", "not listed"]),
         ({"adapters": {"a": "../a.safetensors"}}, ["inside the package"]),
         ({"adapters": {"none": "a.safetensors"}}, ["rename it"]),

@@ -1,4 +1,4 @@
-"""Re-denoising and discovered characters: what they are planned as, what they cost, and through a real server."""
+"""Re-denoising: what it is planned as, what it costs, and through a real server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from storyloom.v1 import character_service_pb2 as characters_pb
-from storyloom.v1 import character_service_pb2_grpc
 from storyloom.v1 import story_pb2 as pb
-from storyloom.v1 import story_service_pb2 as stories_pb
 from storyloom_model.redenoising.plan import total_steps
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
@@ -24,7 +21,7 @@ from storyloom_server.scheduler import CostModel, Limits, StoryShape
 from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, PINK, cast_story, made, picture
 from tests.server.scheduling import Run, Traffic, spec
-from tests.server.serving import ServerProcess, error_details, generate, record, serving
+from tests.server.serving import ServerProcess, generate, serving
 
 
 @pytest.fixture(scope="module")
@@ -183,75 +180,6 @@ def test_progress_counts_both_passes_through_a_server(channel: grpc.Channel) -> 
 def test_the_wish_reaches_the_model(channel: grpc.Channel) -> None:
     asked = [two_passes(), two_passes(start=0.6), two_passes(mask_growth=7), cast_story(picture(), steps=5)]
     assert len({made(channel, each)[0] for each in asked}) == 4
-
-
-def discover(channel: grpc.Channel, timeout: float = 90.0, **wish: Any) -> characters_pb.DiscoverCharacterResponse:
-    stub: Any = character_service_pb2_grpc.CharacterServiceStub(channel)
-    asked = characters_pb.DiscoverCharacterRequest(**({"name": "mia", "description": "a girl", "seed": 3} | wish))
-    found: characters_pb.DiscoverCharacterResponse = stub.DiscoverCharacter(asked, timeout=timeout)
-    return found
-
-
-def test_a_discovered_character_is_one_like_any_other(channel: grpc.Channel) -> None:
-    found = discover(channel, candidates=12)
-    character, evidence = found.character, found.evidence
-    assert (character.name, character.description, character.references) == ("mia", "a girl", 1)
-    assert character.references_encoded
-    assert list(evidence.compared) == list(range(12))
-    assert [len(one.frames) for one in evidence.rounds] == [12, 7, 4]
-    assert len(evidence.kept) == 2
-    assert evidence.nearest in evidence.kept
-    (note,) = character.reference_notes
-    assert note.startswith(f"found in 12 candidates, story {evidence.story_id}: 12 show somebody")
-    candidates = record(channel, evidence.story_id)
-    assert (candidates.state, len(candidates.frames)) == (stories_pb.STORY_STATE_FINISHED, 12)
-    assert candidates.story.title == "Candidates of mia"
-
-    asked = cast_story()
-    asked.characters[0].character_id = character.character_id
-    plain, with_looks = made(channel, cast_story()), made(channel, asked)
-    assert with_looks != plain
-    assert made(channel, asked) == with_looks
-    asked.settings.redenoising.enabled = True
-    assert made(channel, asked) not in (plain, with_looks)
-    again = discover(channel, candidates=12).character
-    assert again.character_id != character.character_id
-    asked.settings.ClearField("redenoising")
-    asked.characters[0].character_id = again.character_id
-    assert made(channel, asked) == with_looks, "the same seed finds another person"
-
-
-def test_a_discovery_outlives_its_caller(channel: grpc.Channel) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        discover(channel, request_id="once", candidates=16, timeout=0.05)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]  # It has one.
-    first = discover(channel, request_id="once", candidates=16).character
-    again = discover(channel, request_id="once", candidates=16)
-    assert again.character == first
-    assert not again.HasField("evidence")
-    with pytest.raises(grpc.RpcError) as refused:
-        discover(channel, request_id="once", description="a boy")
-    assert error_details(refused.value)["ErrorInfo"].reason == "REQUEST_ID_REUSED"
-
-
-@pytest.mark.parametrize(
-    ("wish", "field"),
-    [
-        ({"name": "4"}, "name"),
-        ({"description": " "}, "description"),
-        ({"description": "a girl " * 40}, "description"),
-        ({"style": "x\0"}, "style"),
-        ({"candidates": 3}, "candidates"),
-        ({"candidates": 65}, "candidates"),
-        ({"rounds": 9}, "rounds"),
-        ({"model": "gone"}, "model"),
-    ],
-)
-def test_bad_discoveries_are_refused(channel: grpc.Channel, wish: dict[str, Any], field: str) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        discover(channel, **wish)
-    found = error_details(caught.value)["BadRequest"].field_violations
-    assert {violation.field for violation in found} == {field}
 
 
 def test_pictures_of_two_people_are_two_stories(channel: grpc.Channel) -> None:

@@ -46,7 +46,15 @@ from storyloom._events import (
     Timings,
 )
 from storyloom._poses import ControlKind, Pose
-from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._records import (
+    CharacterRecord,
+    DiscoveryLoop,
+    FailureRecord,
+    OnDisconnect,
+    Priority,
+    StoryRecord,
+    StoryState,
+)
 from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._result import StoryResult
 from storyloom._retry import RetryPolicy
@@ -62,6 +70,7 @@ __all__ = [
     "Consistency",
     "ControlKind",
     "DeadlineRefused",
+    "DiscoveryLoop",
     "Done",
     "ErrorDetails",
     "FailedPrecondition",

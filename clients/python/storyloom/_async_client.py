@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRec
 from storyloom._references import ReferenceLike
 from storyloom._result import StoryCollector, StoryResult
 from storyloom._retry import RetryPolicy
-from storyloom._story import Character, Frame, Story
+from storyloom._story import Character, Frame, Settings, Story
 
 
 class AsyncStoryClient(AsyncCalls):
@@ -198,10 +198,25 @@ class AsyncStoryClient(AsyncCalls):
         seed: int | None = None,
         model: str = "",
         request_id: str | None = None,
+        loops: int | None = None,
+        negative_prompt: str | None = None,
+        settings: Settings | Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> CharacterRecord:
         return await self._run(
-            operations.discover_character(name, description, style, candidates, rounds, seed, model, request_id),
+            operations.discover_character(
+                name,
+                description,
+                style,
+                candidates,
+                rounds,
+                seed,
+                model,
+                request_id,
+                loops,
+                negative_prompt,
+                settings,
+            ),
             timeout,
         )
 

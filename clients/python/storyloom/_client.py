@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -20,7 +20,7 @@ from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRec
 from storyloom._references import ReferenceLike
 from storyloom._result import StoryCollector, StoryResult
 from storyloom._retry import RetryPolicy
-from storyloom._story import Character, Frame, Story
+from storyloom._story import Character, Frame, Settings, Story
 
 
 class StoryClient(Calls):
@@ -279,6 +279,9 @@ class StoryClient(Calls):
         seed: int | None = None,
         model: str = "",
         request_id: str | None = None,
+        loops: int | None = None,
+        negative_prompt: str | None = None,
+        settings: Settings | Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> CharacterRecord:
         """Finds how a character looks from its description alone, and keeps it as `create_character` does.
@@ -292,11 +295,27 @@ class StoryClient(Calls):
         :param rounds: of the filter; None: the server's default.
         :param seed: of the candidates; None: chosen by the server.
         :param model: one with identity adapters; empty: the first.
+        :param loops: in each but the first, candidates are made again with what was found; None: the server's default.
+        :param negative_prompt: what candidates should not show; None: the model's default.
+        :param settings: of candidates, such as ``{"solver": "euler", "steps": 50}``; the identity adapter is that of
+            all loops but the first.
         :param timeout: None: as long as it takes.
         :raises InvalidRequest: when the server refuses it.
         """
         return self._run(
-            operations.discover_character(name, description, style, candidates, rounds, seed, model, request_id),
+            operations.discover_character(
+                name,
+                description,
+                style,
+                candidates,
+                rounds,
+                seed,
+                model,
+                request_id,
+                loops,
+                negative_prompt,
+                settings,
+            ),
             timeout,
         )
 

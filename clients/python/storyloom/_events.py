@@ -169,6 +169,8 @@ class ModelInfo:
     :ivar methods: story methods accepted in `Consistency.method`.
     :ivar controlnets: names accepted in `Pose.controlnet`, the one that an empty name means first, and what each is
         shown; None for a kind that this version does not know. Empty: the model takes no poses.
+    :ivar discovery: of `defaults`, those that are others for the candidates of a discovery.
+    :ivar discovery_negative_prompt: of candidates, where a request brings none.
     """
 
     name: str
@@ -183,6 +185,8 @@ class ModelInfo:
     loras: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     controlnets: Mapping[str, ControlKind | None] = field(default_factory=dict)
+    discovery: Settings = field(default_factory=Settings)
+    discovery_negative_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from grpc_health.v1 import health_pb2
 from storyloom._events import ModelInfo
 from storyloom._records import CharacterRecord, OnDisconnect, Priority, StoryRecord, StoryState
 from storyloom._references import Reference
-from storyloom._story import Character, Frame, Story
-from storyloom._wire import character_messages, frame_message, reference_messages, story_message
+from storyloom._story import Character, Frame, Settings, Story
+from storyloom._wire import character_messages, frame_message, reference_messages, settings_message, story_message
 from storyloom._wire_records import (
     DISCONNECT_POLICIES,
     STATES,
     character_from,
+    discovered_from,
     model_from,
     record_from,
     scheduling_message,
@@ -164,6 +165,9 @@ def discover_character(
     seed: int | None,
     model: str,
     request_id: str | None,
+    loops: int | None,
+    negative_prompt: str | None,
+    settings: Settings | Mapping[str, Any] | None,
 ) -> Operation[CharacterRecord]:
     """Finds a character. With its request id the server may be asked again."""
     request = characters_pb.DiscoverCharacterRequest(
@@ -175,9 +179,12 @@ def discover_character(
         seed=seed,
         model=model,
         request_id=request_id or str(uuid.uuid4()),
+        loops=loops or 0,
+        negative_prompt=negative_prompt,
+        settings=None if settings is None else settings_message(Settings.model_validate(settings)),
     )
     response = characters_pb.DiscoverCharacterResponse
-    return Operation(f"/{_CHARACTERS}/DiscoverCharacter", request, response, _character, seconds=None)
+    return Operation(f"/{_CHARACTERS}/DiscoverCharacter", request, response, discovered_from, seconds=None)
 
 
 def get_character(character_id: str) -> Operation[CharacterRecord]:

@@ -83,12 +83,29 @@ class StoryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscoveryLoop:
+    """How one loop of a discovery found looks in its candidates, the frames of a story.
+
+    :ivar compared: frames that show enough of somebody.
+    :ivar kept: frames that agree best.
+    :ivar nearest: the one of these that is nearest to their mean.
+    """
+
+    story_id: str
+    compared: tuple[int, ...]
+    kept: tuple[int, ...]
+    nearest: int
+
+
+@dataclass(frozen=True, slots=True)
 class CharacterRecord:
     """A character that the server keeps. ``Character(id=record.character_id)`` puts it into a story.
 
     :ivar references: number of reference pictures.
     :ivar reference_notes: what their check noted, for people.
     :ivar references_encoded: the first story with the character need not wait for that.
+    :ivar discovery: how a discovery found it, loop by loop; only in what `StoryClient.discover_character` returns where
+        no earlier call with its request id did.
     """
 
     character_id: str
@@ -98,3 +115,4 @@ class CharacterRecord:
     created: datetime | None = None
     reference_notes: tuple[str, ...] = ()
     references_encoded: bool = False
+    discovery: tuple[DiscoveryLoop, ...] = ()

@@ -58,7 +58,7 @@ def story_message(story: Story) -> story_pb2.Story:
         title=story.title,
         style=story.style,
         negative_prompt=story.negative_prompt,
-        settings=_settings_message(story.settings),
+        settings=settings_message(story.settings),
         characters=character_messages(story.characters),
         frames=[frame_message(frame) for frame in story.frames],
     )
@@ -234,7 +234,8 @@ def _reference_from(message: story_pb2.Reference) -> Reference:
     return Reference.model_construct(picture=message.picture, mask=message.mask or None, role=role)
 
 
-def _settings_message(settings: Settings) -> story_pb2.Settings:
+def settings_message(settings: Settings) -> story_pb2.Settings:
+    """Returns settings as they are sent."""
     return story_pb2.Settings(
         model=settings.model,
         steps=settings.steps,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from storyloom._events import Limits, ModelInfo
-from storyloom._records import CharacterRecord, FailureRecord, OnDisconnect, Priority, StoryRecord, StoryState
+from storyloom._records import (
+    CharacterRecord,
+    DiscoveryLoop,
+    FailureRecord,
+    OnDisconnect,
+    Priority,
+    StoryRecord,
+    StoryState,
+)
 from storyloom._wire import CONTROL_KINDS, PART_NAMES, SOLVER_NAMES, done_from, frame_from, settings_from, story_from
 from storyloom.v1 import character_service_pb2, model_service_pb2
 from storyloom.v1 import story_service_pb2 as pb
@@ -85,6 +94,16 @@ def character_from(message: character_service_pb2.CharacterRecord) -> CharacterR
     )
 
 
+def discovered_from(message: character_service_pb2.DiscoverCharacterResponse) -> CharacterRecord:
+    """Returns the record of a character that was found, with how."""
+    last = (message.evidence,) if message.HasField("evidence") else ()
+    loops = tuple(
+        DiscoveryLoop(each.story_id, tuple(each.compared), tuple(each.kept), each.nearest)
+        for each in (*message.earlier_loops, *last)
+    )
+    return replace(character_from(message.character), discovery=loops)
+
+
 def model_from(model: model_service_pb2.Model) -> ModelInfo:
     """Returns what a model can do."""
     return ModelInfo(
@@ -110,6 +129,8 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
         loras=tuple(model.loras),
         methods=tuple(model.methods),
         controlnets={each.name: CONTROL_KINDS.get(each.kind) for each in model.controlnets},
+        discovery=settings_from(model.discovery.settings),
+        discovery_negative_prompt=model.discovery.negative_prompt,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from storyloom._story import Settings, Solver
 from storyloom.cli._connection import Connection, connected
 from storyloom.cli._exit import EXIT_CODES
 from storyloom.cli._output import characters_table, complain, explained_errors, print_table, time_text
@@ -55,6 +56,11 @@ def discover(
     rounds: Annotated[int | None, typer.Option(min=1, max=8, help="Rounds of the filter.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the candidates.")] = None,
     model: Annotated[str, typer.Option(help="A model that takes references.")] = "",
+    loops: Annotated[int | None, typer.Option(min=1, max=4, help="Later ones start from what was found.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What candidates should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of candidates.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, max=30, help="Guidance scale of candidates.")] = None,
+    solver: Annotated[Solver | None, typer.Option(help="Solver of candidates.")] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", metavar="ID", help="Joins what an earlier call with this id began.")
     ] = None,
@@ -74,6 +80,9 @@ def discover(
             seed=seed,
             model=model,
             request_id=request_id,
+            loops=loops,
+            negative_prompt=negative_prompt,
+            settings=Settings(steps=steps, guidance_scale=guidance, solver=solver),
         )
     for note in found.reference_notes:
         complain(note)

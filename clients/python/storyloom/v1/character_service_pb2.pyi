@@ -75,7 +75,7 @@ class ListCharactersResponse(_message.Message):
     def __init__(self, characters: _Optional[_Iterable[_Union[CharacterRecord, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DiscoverCharacterRequest(_message.Message):
-    __slots__ = ("name", "description", "style", "candidates", "rounds", "seed", "model", "request_id")
+    __slots__ = ("name", "description", "style", "candidates", "rounds", "seed", "model", "request_id", "loops", "negative_prompt", "settings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,9 @@ class DiscoverCharacterRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOOPS_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     style: str
@@ -92,15 +95,20 @@ class DiscoverCharacterRequest(_message.Message):
     seed: int
     model: str
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., style: _Optional[str] = ..., candidates: _Optional[int] = ..., rounds: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    loops: int
+    negative_prompt: str
+    settings: _story_pb2.Settings
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., style: _Optional[str] = ..., candidates: _Optional[int] = ..., rounds: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., loops: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., settings: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ...) -> None: ...
 
 class DiscoverCharacterResponse(_message.Message):
-    __slots__ = ("character", "evidence")
+    __slots__ = ("character", "evidence", "earlier_loops")
     CHARACTER_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_LOOPS_FIELD_NUMBER: _ClassVar[int]
     character: CharacterRecord
     evidence: DiscoveryEvidence
-    def __init__(self, character: _Optional[_Union[CharacterRecord, _Mapping[str, object]]] = ..., evidence: _Optional[_Union[DiscoveryEvidence, _Mapping[str, object]]] = ...) -> None: ...
+    earlier_loops: _containers.RepeatedCompositeFieldContainer[DiscoveryEvidence]
+    def __init__(self, character: _Optional[_Union[CharacterRecord, _Mapping[str, object]]] = ..., evidence: _Optional[_Union[DiscoveryEvidence, _Mapping[str, object]]] = ..., earlier_loops: _Optional[_Iterable[_Union[DiscoveryEvidence, _Mapping[str, object]]]] = ...) -> None: ...
 
 class DiscoveryEvidence(_message.Message):
     __slots__ = ("story_id", "compared", "kept", "nearest", "rounds")

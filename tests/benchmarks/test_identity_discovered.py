@@ -1,0 +1,112 @@
+"""The figures of identity discovery, from embeddings whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.identity.cases import identity_case
+from benchmarks.identity.discovered import (
+    FOLDS,
+    HeldOut,
+    agreement,
+    compare,
+    cross_validated,
+    interval,
+    nearness,
+    spread,
+    terse,
+)
+from benchmarks.identity.discovery_report import write
+from benchmarks.stories.similarity import Vectors
+
+
+def pictures(seed: int, count: int, strangers: int, noise: float = 0.15, width: int = 64) -> Vectors:
+    """Faces of one person, then strangers; of length 1."""
+    draw = np.random.default_rng(seed)
+    person = draw.standard_normal(width)
+    rows = np.concatenate(
+        [person + noise * draw.standard_normal((count, width)), draw.standard_normal((strangers, width))]
+    )
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_people_are_said_by_age_gender_and_hair() -> None:
+    said = [terse(identity_case(index, 1, 4).group.cast[0]) for index in range(5)]
+    assert said[0] == "a middle-aged man with shoulder-length black hair"
+    assert said[1] == "a girl with long, straight brown hair"
+    assert said[4] == "a middle-aged man with a bald head"
+
+
+def test_the_filtered_mean_is_nearer_where_strangers_are_among_the_candidates() -> None:
+    seen, held_out = pictures(1, 40, 24)[20:], pictures(1, 20, 0)
+    found = compare(seen, range(20), held_out)
+    assert all(one.nearer > 0 for one in found)
+    assert sum(one.typical for one in found) == 12
+    (first,) = compare(seen, [3], held_out[:1])
+    assert first.filtered == pytest.approx(1 - float(held_out[0] @ seen[3]), abs=1e-6)
+    assert compare(seen, [3], held_out[:0]) == []
+
+
+def test_every_candidate_is_held_out_once_by_a_filter_that_has_not_seen_it() -> None:
+    rows = pictures(2, 40, 24, noise=0.03)
+    found = cross_validated({"one": rows, "other": rows[:, ::-1].copy()}, "one")
+    assert {name: len(own) for name, own in found.items()} == {"one": 64, "other": 64}
+    assert [round(a.filtered, 5) for a in found["one"]] == [round(b.filtered, 5) for b in found["other"]]
+    assert sum(one.nearer > 0 for one in found["one"]) >= 40
+    assert sum(one.typical for one in found["one"]) == sum(int(0.6 * len(rows[fold::FOLDS])) for fold in range(FOLDS))
+
+
+def test_agreement_counts_first_faces_of_frames_that_have_one() -> None:
+    rows = pictures(3, 3, 1)
+    found = agreement([rows[:1], rows[1:0], rows[1:4]], rows[0] * 5)
+    assert found.found == pytest.approx(2 / 3)
+    assert found.among == pytest.approx(float(rows[0] @ rows[1]), abs=1e-6)
+    assert found.to_identity == pytest.approx((1 + float(rows[0] @ rows[1])) / 2, abs=1e-6)
+    assert agreement([rows[:0], rows[:1]], rows[0]).among is None
+    assert spread(rows[:2]) == pytest.approx(float(rows[0] @ rows[1]), abs=1e-6)
+
+
+def test_intervals_are_over_people() -> None:
+    wide, narrow = interval([[0.0] * 50, [1.0] * 50]), interval([[0.0, 1.0]] * 50)
+    assert wide is not None
+    assert narrow is not None
+    assert (wide.mean, wide.low, wide.high, wide.stories) == (0.5, 0.0, 1.0, 2)
+    assert 0.35 < narrow.low < narrow.high < 0.65
+    alone = interval([[0.0, 1.0] * 20])
+    assert alone is not None
+    assert alone.low < 0.5 < alone.high
+    assert interval([[]]) is None
+    own = [[HeldOut(0.1, 0.2, True), HeldOut(0.3, 0.2, False)]]
+    assert nearness(own)["share_nearer"]["mean"] == 0.5
+    assert nearness(own, typical=True)["nearer_by"]["mean"] == pytest.approx(0.1)
+    assert nearness(own, typical=False)["candidates"] == 1
+
+
+def test_a_page_tells_what_was_found(tmp_path: Path) -> None:
+    def person(index: int) -> dict[str, Any]:
+        rows = pictures(index, 30, 6)
+        found = {
+            name: [asdict(one) for one in compare(rows[8:], range(20), rows[:8])] for name in ("recogniser", "judge")
+        }
+        each = {name: asdict(agreement([rows[:1], rows[1:2]], rows[0])) for name in found}
+        none = {name: asdict(agreement([rows[:1], rows[:0]], rows[0])) for name in found}
+        stories = {"text alone": each, "identity": none if index else each}
+        alike = {"recogniser": 0.5, "judge": 0.4}
+        told = {"index": index, "description": "a girl", "compared": 28, "kept": (1, 2), "alike": alike}
+        return {**told, "held_out": found, "folds": found, "stories": stories}
+
+    facts = {"command": "python", "candidates": 28, "held_out": 8, "steps": 4, "solver": "ddim", "left_out": ["a boy"]}
+    page = write(tmp_path, facts, [person(0), person(1)], Image.new("RGB", (4, 4)))
+    assert "Left out, since fewer than four candidates show a face:\na boy." in page
+    assert "| judge | held out | all | 16 | 1.00 [1.00, 1.00] |" in page
+    told = json.loads((tmp_path / "discovery.json").read_text())
+    assert told["summary"]["stories"]["judge"]["identity"]["among"]["less_text_alone"]["mean"] == 0
+    assert told["summary"]["stories"]["judge"]["identity"]["found"]["less_text_alone"]["mean"] == -0.25
+    assert {file.name for file in tmp_path.iterdir()} >= {"discovery.md", "discovery.png", "discovery-pictures.png"}
