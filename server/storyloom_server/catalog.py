@@ -151,6 +151,7 @@ class ServedModel:
                 model_service_pb2.ControlNet(name=name, kind=CONTROL_KINDS[kind])
                 for name, kind in self.controlnets.items()
             ],
+            character_finder=self.manifest.character_finder is not None,
         )
 
 

@@ -112,6 +112,7 @@ class FrameDone(_Event):
     :ivar finished_seconds: from the story's acceptance to this picture.
     :ivar safety_flag: what the server's checks found in the frame's prompt and picture; empty for nothing, or where
         there is no check.
+    :ivar missing_characters: those with references whom the second pass of `Redenoising` did not find in the picture.
     """
 
     frame_index: int
@@ -121,6 +122,7 @@ class FrameDone(_Event):
     reused: bool = False
     finished_seconds: float = 0.0
     safety_flag: str = ""
+    missing_characters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class ModelInfo:
     :ivar methods: story methods accepted in `Consistency.method`.
     :ivar controlnets: names accepted in `Pose.controlnet`, the one that an empty name means first, and what each is
         shown; None for a kind that this version does not know. Empty: the model takes no poses.
+    :ivar character_finder: whether `Redenoising` looks for characters by their words, so that one may be missing.
     """
 
     name: str
@@ -183,6 +186,7 @@ class ModelInfo:
     loras: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     controlnets: Mapping[str, ControlKind | None] = field(default_factory=dict)
+    character_finder: bool = False
 
 
 @dataclass(frozen=True, slots=True)

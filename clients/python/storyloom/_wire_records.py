@@ -110,6 +110,7 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
         loras=tuple(model.loras),
         methods=tuple(model.methods),
         controlnets={each.name: CONTROL_KINDS.get(each.kind) for each in model.controlnets},
+        character_finder=model.character_finder,
     )
 
 
