@@ -44,7 +44,7 @@ from storyloom_server.store.errors import (
 )
 from storyloom_server.supervisor import EngineStatus, Supervisor
 from storyloom_server.tracing import StoryTrace
-from storyloom_server.tries import Try, tries_allowed, try_again
+from storyloom_server.tries import Try, longer, tries_allowed, try_again
 
 log = logging.getLogger("storyloom.story")
 
@@ -213,10 +213,10 @@ class StoryRun:
             while frame in self._lacking:
                 number += 1
                 again = try_again(self.story, frame, number, self._frames.keys())
-                steps = total_steps(again.job(self.story))
-                self._steps += steps
+                job = again.job(self.story)
+                self._spec, self._steps = longer(self._spec, job), self._steps + total_steps(job)
                 await self._make(again)
-                self._steps_before += steps
+                self._steps_before += total_steps(job)
 
     async def _make(self, made: Try) -> None:
         """One job, through as many engine processes as it takes."""

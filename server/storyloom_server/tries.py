@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.redenoising.plan import second_steps, total_steps
 from storyloom_model.windows import Window, choose_anchors
 from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.scheduler import StorySpec
 
 SEED_STEP = 3533
 """By which the seed of each further try is larger: the paper's."""
@@ -38,6 +40,13 @@ class Try:
 def tries_allowed(story: AcceptedStory) -> int:
     """How often a frame may be made again."""
     return int(story.plan.settings.redenoising.retries)
+
+
+def longer(spec: StorySpec, job: StoryJob) -> StorySpec:
+    """A story as admission sees it, with a further job to do."""
+    shape = spec.shape
+    steps, second = shape.steps + total_steps(job), shape.second_steps + second_steps(job)
+    return replace(spec, shape=replace(shape, steps=steps, second_steps=second))
 
 
 def try_again(story: AcceptedStory, frame: int, number: int, finished: Collection[int]) -> Try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import pytest
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as stories_pb
+from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.catalog import ModelCatalog
+from storyloom_server.messages import Scheduling
+from storyloom_server.tries import Try, longer, try_again
+from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, cast_story, free_port, picture, pixels
 from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
 
@@ -161,3 +167,18 @@ def test_a_second_pass_costs_no_more_than_its_characters(channel: grpc.Channel, 
     again = 1 - 0.2
     assert both - one_pass == again * steps * 3 * 2  # Mia in two frames, Bo in one.
     assert most - one_pass == again * 2 * one_pass
+
+
+def test_admission_knows_of_a_try_that_has_begun(identity_package: Path) -> None:
+    plan = plan_story(story("{mia} walks", "{mia} sits"), ModelCatalog.load([identity_package]))
+    assert isinstance(plan, StoryPlan)
+    accepted = AcceptedStory("s", "t", plan, Scheduling(), 0.0)
+    again = try_again(accepted, 1, 2, {0})
+    assert (again.frames, again.window.anchors) == ((1,), (0,))
+    assert [frame.seed for frame in again.job(accepted).frames] == [101 + 2 * STEP]
+    assert Try(again.window, 1).seed(2**64 - 1) == STEP - 1
+    before = accepted.spec(None)
+    after = longer(before, again.job(accepted))
+    assert (before.shape.steps, before.shape.second_steps) == (9, 4)
+    assert (after.shape.steps, after.shape.second_steps) == (18, 8)
+    assert replace(after, shape=before.shape) == before
