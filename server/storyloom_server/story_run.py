@@ -22,7 +22,6 @@ from google.protobuf import json_format
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
-from storyloom_model.redenoising.plan import total_steps
 from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.event_log import EventLog, LoggedEvent
@@ -149,7 +148,7 @@ class StoryRun:
                 first = Try(window)
                 if not all(frame in self._frames for frame in window.frames):
                     await self._make(first)
-                self._steps_before += total_steps(first.job(self.story))
+                self._steps_before += first.steps(self.story)
                 await self._make_again()
             await self._done()
         except errors.StoryError as error:
@@ -213,10 +212,10 @@ class StoryRun:
             while frame in self._lacking:
                 number += 1
                 again = try_again(self.story, frame, number, self._frames.keys())
-                job = again.job(self.story)
-                self._spec, self._steps = longer(self._spec, job), self._steps + total_steps(job)
+                self._spec = longer(self._spec, self.story, again)
+                self._steps += again.steps(self.story)
                 await self._make(again)
-                self._steps_before += total_steps(job)
+                self._steps_before += again.steps(self.story)
 
     async def _make(self, made: Try) -> None:
         """One job, through as many engine processes as it takes."""
@@ -335,7 +334,7 @@ class StoryRun:
                 await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
             case messages.DecodingStarted():
                 self._stage = "decoding"
-                await self._progress(pb.STORY_STAGE_DECODING, step=total_steps(made.job(self.story)))
+                await self._progress(pb.STORY_STAGE_DECODING, step=made.steps(self.story))
             case messages.Preview():
                 await self._previews(made, message)
             case messages.Checkpoint():

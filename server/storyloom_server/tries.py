@@ -36,16 +36,20 @@ class Try:
         job = story.job_of(self.window, anchors)
         return replace(job, frames=tuple(replace(frame, seed=self.seed(frame.seed)) for frame in job.frames))
 
+    def steps(self, story: AcceptedStory) -> int:
+        """Denoising steps of it."""
+        return total_steps(story.job_of(self.window))
+
 
 def tries_allowed(story: AcceptedStory) -> int:
     """How often a frame may be made again."""
     return int(story.plan.settings.redenoising.retries)
 
 
-def longer(spec: StorySpec, job: StoryJob) -> StorySpec:
-    """A story as admission sees it, with a further job to do."""
+def longer(spec: StorySpec, story: AcceptedStory, made: Try) -> StorySpec:
+    """A story as admission sees it, with a further try to do."""
     shape = spec.shape
-    steps, second = shape.steps + total_steps(job), shape.second_steps + second_steps(job)
+    steps, second = shape.steps + made.steps(story), shape.second_steps + second_steps(story.job_of(made.window))
     return replace(spec, shape=replace(shape, steps=steps, second_steps=second))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import grpc
 import pytest
@@ -20,26 +19,12 @@ from storyloom_model.redenoising.plan import total_steps
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.shapes import story_shape
-from storyloom_server.errors import StoryError
 from storyloom_server.messages import Scheduling
-from storyloom_server.options import ServerOptions
-from storyloom_server.orders import OrderTaker
-from storyloom_server.safety_checks import load_safety
 from storyloom_server.scheduler import CostModel, Limits, StoryShape
 from storyloom_server.validate import StoryPlan, plan_story
-from tests.server.casts import GREEN, PINK, cast_story, made, picture, pictures_of
+from tests.server.casts import GREEN, PINK, cast_story, made, picture
 from tests.server.scheduling import Run, Traffic, spec
-from tests.server.serving import (
-    ServerProcess,
-    create,
-    ended,
-    error_details,
-    generate,
-    record,
-    serving,
-    stories,
-    watch,
-)
+from tests.server.serving import ServerProcess, error_details, generate, record, serving
 
 
 @pytest.fixture(scope="module")
@@ -100,70 +85,6 @@ def test_a_wish_becomes_a_second_pass(catalog: ModelCatalog) -> None:
     last = planned(two_passes(start=0.99), catalog).job.redenoising
     assert last is not None
     assert last.start == 4
-
-
-def test_a_character_may_have_a_region_prompt_of_its_own(catalog: ModelCatalog) -> None:
-    """With the description where its name stands, or in front; a story that is taken up again has it, too."""
-    asked = two_passes()
-    asked.style = "a painting of"
-    for text, expected in (
-        ("{mia}, smiling", "a painting of a girl, smiling"),
-        ("smiling at {mia}", "a painting of smiling at a girl"),
-        ("smiling", "a painting of a girl, smiling"),
-    ):
-        asked.characters[0].identity.region_prompt = text
-        plan = planned(asked, catalog)
-        assert plan.job.redenoising is not None
-        (region,) = plan.job.redenoising.regions
-        start, end = region.prompt.spans["mia"][0]
-        assert (region.prompt.text, region.prompt.text[start:end]) == (expected, "a girl")
-        assert planned(plan.story, catalog).job == plan.job
-    asked.settings.ClearField("redenoising")
-    assert planned(asked, catalog).job.redenoising is None
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{mia} and {bo}", "names {bo}, .*; a region prompt shows mia alone"),
-        ("{mia", "never closed"),
-        ("x\0", "control characters"),
-        ("smiling " * 90, "is too long, style and descriptions included"),
-        ("x" * 2001, "2001 characters; 2000 are allowed"),
-    ],
-)
-def test_bad_region_prompts_are_told(catalog: ModelCatalog, text: str, words: str) -> None:
-    asked = two_passes()
-    asked.characters.add(name="bo", description="an old man")
-    asked.characters[0].identity.region_prompt = text
-    found = violations(asked, catalog)
-    assert found.keys() == {"story.characters[0].identity.region_prompt"}
-    assert re.search(words, found["story.characters[0].identity.region_prompt"])
-
-
-def test_region_prompts_are_for_characters_with_references(catalog: ModelCatalog) -> None:
-    asked = two_passes()
-    asked.characters.add(name="bo", description="an old man", identity=pb.IdentityOptions(region_prompt="smiling"))
-    assert "for characters with references" in violations(asked, catalog)["story.characters[1].identity"]
-
-
-def test_the_safety_checks_see_region_prompts(catalog: ModelCatalog, tmp_path: Path) -> None:
-    """Refused by their own place, or flagged in the frames that show the character."""
-    words = tmp_path / "words"
-    words.write_text("dragon\n")
-    asked = two_passes()
-    asked.frames[1].prompt = "a lake"
-    asked.characters[0].identity.region_prompt = "riding a dragon"
-    plan, nobody = planned(asked, catalog), cast(Any, None)
-
-    def flags(mode: Literal["block", "flag"]) -> Mapping[int, str]:
-        safety = load_safety(ServerOptions(safety=mode, blocked_words=words))
-        return OrderTaker(catalog, nobody, nobody, nobody, safety)._prompt_flags(plan)
-
-    assert flags("flag") == {0: "blocked-words:word"}
-    with pytest.raises(StoryError) as caught:
-        flags("block")
-    assert [each.path for each in caught.value.violations] == ["story.characters[0].identity.region_prompt"]
 
 
 def test_without_the_wish_there_is_one_pass(catalog: ModelCatalog) -> None:
@@ -264,25 +185,6 @@ def test_progress_counts_both_passes_through_a_server(channel: grpc.Channel) -> 
 def test_the_wish_reaches_the_model(channel: grpc.Channel) -> None:
     asked = [two_passes(), two_passes(start=0.6), two_passes(mask_growth=7), cast_story(picture(), steps=5)]
     assert len({made(channel, each)[0] for each in asked}) == 4
-
-
-def test_a_character_may_join_a_story_later(channel: grpc.Channel) -> None:
-    """Bo comes in an extension with references of his own: they change the new frame, and no other."""
-    parent = create(channel, two_passes())
-    before = ended(channel, parent)
-
-    def extended(*bo: bytes) -> list[bytes]:
-        joining = pb.Character(name="bo", description="an old man")
-        joining.references.extend(pb.Reference(picture=each) for each in bo)
-        request = stories_pb.ExtendStoryRequest(
-            story_id=parent, frames=[pb.Frame(prompt="{mia} meets {bo}", seed=9)], new_characters=[joining]
-        )
-        return pictures_of(list(watch(channel, stories(channel).ExtendStory(request, timeout=30).story.story_id)))
-
-    made = [extended(picture(GREEN)), extended(picture(PINK)), extended()]
-    assert len(before.frames) == 2
-    assert made[0][:2] == made[1][:2] == made[2][:2]
-    assert len({each[2] for each in made}) == 3
 
 
 def discover(channel: grpc.Channel, timeout: float = 90.0, **wish: Any) -> characters_pb.DiscoverCharacterResponse:

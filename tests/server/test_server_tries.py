@@ -1,4 +1,6 @@
-"""Frames made again because somebody was missing in them, and what a second pass costs by the server's own count."""
+"""Stories with a second pass through a server: frames that are made again because somebody was missing, characters that
+join, and the cost by the server's own count.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,15 @@ import pytest
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as stories_pb
+from storyloom_model.denoiser import Denoiser
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
+from storyloom_server.engine.backend import FindsCharacters
 from storyloom_server.messages import Scheduling
 from storyloom_server.tries import Try, longer, try_again
 from storyloom_server.validate import StoryPlan, plan_story
-from tests.server.casts import GREEN, cast_story, free_port, picture, pixels
+from tests.server.casts import GREEN, PINK, cast_story, free_port, picture, pixels
+from tests.server.null_backend import NullBackend
 from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
 
 STEP = 3533
@@ -136,6 +141,25 @@ def test_tries_come_to_the_same_after_a_restart(channel: grpc.Channel, identity_
     assert shown(resumed) == shown(undisturbed)
 
 
+def test_a_character_may_join_a_story_later(channel: grpc.Channel) -> None:
+    """Bo comes in an extension with references of his own: they change the new frame, and no other."""
+    parent = create(channel, story("{mia} walks", "{mia} sits"))
+    before = ended(channel, parent)
+
+    def extended(*bo: bytes) -> list[bytes]:
+        joining = pb.Character(name="bo", description="an old man")
+        joining.references.extend(pb.Reference(picture=each) for each in bo)
+        request = stories_pb.ExtendStoryRequest(
+            story_id=parent, frames=[pb.Frame(prompt="{mia} meets {bo}", seed=9)], new_characters=[joining]
+        )
+        return shown(list(watch(channel, stories(channel).ExtendStory(request, timeout=30).story.story_id)))
+
+    made = [extended(picture(GREEN)), extended(picture(PINK)), extended()]
+    assert len(before.frames) == 2
+    assert made[0][:2] == made[1][:2] == made[2][:2]
+    assert len({each[2] for each in made}) == 3
+
+
 def rows(port: int) -> float:
     """Rows of UNet calls that the server counts."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
@@ -178,7 +202,12 @@ def test_admission_knows_of_a_try_that_has_begun(identity_package: Path) -> None
     assert [frame.seed for frame in again.job(accepted).frames] == [101 + 2 * STEP]
     assert Try(again.window, 1).seed(2**64 - 1) == STEP - 1
     before = accepted.spec(None)
-    after = longer(before, again.job(accepted))
+    after = longer(before, accepted, again)
     assert (before.shape.steps, before.shape.second_steps) == (9, 4)
     assert (after.shape.steps, after.shape.second_steps) == (18, 8)
     assert replace(after, shape=before.shape) == before
+
+
+def test_the_torch_backend_knows_who_is_missing() -> None:
+    assert issubclass(Denoiser, FindsCharacters)
+    assert issubclass(NullBackend, FindsCharacters)
