@@ -27,6 +27,7 @@ from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.redenoising.masks import to_owners
 from storyloom_model.redenoising.word_finder import SAME, WordFinder, choose, overlap
 from tests.model.published_finder import save_grounding_dino, save_sam
+from tests.model.published_models import write_folder
 from tests.model.test_model_redenoising import STEPS, two_pass_job
 from tests.model.tiny import finish
 
@@ -308,3 +309,16 @@ def test_nothing_is_left_of_a_finder_that_does_not_fit(published: Path, identity
     assert "has to be Segment Anything" in output
     assert not (folder / "character_finder").exists()
     assert ModelPackage.load(folder).manifest.character_finder is None
+
+
+def test_a_package_may_be_made_with_a_finder(published: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "base")
+    add = ("add", tmp_path / "base", "--to", tmp_path / "package", "--detector", published / "dino")
+    code, output = run(*add)
+    assert code == 1
+    assert "give --detector and --masks, or neither" in output
+    code, output = run(*add, "--masks", published / "sam")
+    assert code == 0, output
+    finder = ModelPackage.load(tmp_path / "package").manifest.character_finder
+    assert finder is not None
+    assert (finder.detector, finder.box_threshold, finder.text_threshold) == ("character_finder/detector", 0.3, 0.25)
