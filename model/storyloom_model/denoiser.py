@@ -38,7 +38,7 @@ from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
 from storyloom_model.methods.names import METHODS
 from storyloom_model.package import ModelPackage, PackageError
-from storyloom_model.redenoising.finding import begin_second_passes
+from storyloom_model.redenoising.finding import begin_second_passes, load_finder, missing
 from storyloom_model.redenoising.masks import CharacterFinder
 from storyloom_model.redenoising.second_pass import asked, combined, with_second_pass
 from storyloom_model.runner import Runner
@@ -78,9 +78,6 @@ class Denoiser:
     """What computes. Another one rounds differently and takes no checkpoints of this one."""
     methods: ClassVar[tuple[str, ...]] = METHODS
     """The story methods that it can run."""
-
-    character_finder: CharacterFinder | None = None
-    """Finds the characters between the passes of a story with re-denoising; None: the maps of the first pass do."""
 
     def __init__(
         self,
@@ -136,6 +133,8 @@ class Denoiser:
             text_keys_values=self._text_keys_values,
         )
         self._package = package
+        # Between the passes of a story with re-denoising; None: the maps of the first pass find the characters.
+        self.character_finder: CharacterFinder | None = load_finder(package, str(self.device))
 
     @classmethod
     def load(
@@ -271,6 +270,11 @@ class Denoiser:
         """
         found = scores([self.looks(state, frame, picture) for frame, picture in enumerate(pictures)])
         return {name: found.get(name) for name in state.job.characters}
+
+    @staticmethod
+    def missing(state: StoryState, frame: int) -> tuple[str, ...]:
+        """Characters of a finished frame to whom its second pass gave nothing, since they were not found in it."""
+        return missing(state, frame)
 
     def final_latents(self, state: StoryState) -> list[bytes]:
         """The latents of every frame of a story that is done, as ``AnchorFrame`` takes them.

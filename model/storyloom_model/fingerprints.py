@@ -26,7 +26,8 @@ def package_fingerprint(package: ModelPackage) -> str:
     """
     folder = package.folder
     files = [folder / MANIFEST_FILE, *(folder / file for file in package.weights_files)]
-    for part in (*components_in(folder), *(one.folder for one in package.manifest.controlnets.values())):
+    controlnets = (one.folder for one in package.manifest.controlnets.values())
+    for part in (*components_in(folder), *controlnets, *package.finder_paths):
         files += sorted(file for file in (folder / part).rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
     for file in files:

@@ -67,12 +67,6 @@ class Region:
     character: str
     prompt: ComposedPrompt
 
-    @property
-    def description(self) -> str:
-        """The words for the character."""
-        first, last = self.prompt.spans[self.character][0]
-        return self.prompt.text[first:last]
-
 
 @dataclass(frozen=True, slots=True)
 class Redenoising:

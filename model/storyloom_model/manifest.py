@@ -113,6 +113,19 @@ class Encoders(_Part):
     parser: PackagePath | None = None
 
 
+class FinderFolders(_Part):
+    """What finds characters between the passes of a story with re-denoising, inside the package.
+
+    ``detector`` is a folder of a GroundingDinoForObjectDetection of transformers, ``masks`` of a SamModel, each with
+    its processor. Boxes count from ``box_threshold`` on, words from ``text_threshold``.
+    """
+
+    detector: PackagePath
+    masks: PackagePath
+    box_threshold: float = Field(default=0.3, ge=0, le=1)
+    text_threshold: float = Field(default=0.25, ge=0, le=1)
+
+
 class IdentityAdapterFile(_Part):
     """An identity adapter. ``scale`` multiplies that of the file; ``keeps`` is what it can take from references.
 
@@ -162,7 +175,8 @@ class Manifest(_Part):
 
     ``method`` is the story method of stories that name none. ``adapters`` are files with full replacements of weights;
     ``loras`` with low-rank changes, which stories weigh. ``backend`` is what runs the package on a server that is not
-    told another one; None means torch.
+    told another one; None means torch. Without a ``character_finder`` the maps of a story's first pass find its
+    characters.
     """
 
     format: Literal[1] = 1
@@ -180,6 +194,7 @@ class Manifest(_Part):
     identity_adapters: dict[Named, IdentityAdapterFile] = Field(default_factory=dict)
     controlnets: dict[Named, ControlNetFolder] = Field(default_factory=dict)
     discovery: Discovery = Discovery()
+    character_finder: FinderFolders | None = None
 
     @model_validator(mode="after")
     def _windows_have_room(self) -> Self:

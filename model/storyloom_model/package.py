@@ -51,6 +51,9 @@ class ModelPackage:
         files += map(Path, package.weights_files)
         missing = [str(file) for file in files if not (folder / file).is_file()]
         missing += [str(path) for path in package.encoder_paths if not (folder / path).exists()]
+        missing += [
+            f"{path}/config.json" for path in package.finder_paths if not (folder / path / "config.json").is_file()
+        ]
         controlnets = (Path(one.folder, "config.json") for one in package.manifest.controlnets.values())
         missing += [str(file) for file in controlnets if not (folder / file).is_file()]
         if missing:
@@ -72,6 +75,12 @@ class ModelPackage:
         encoders = self.manifest.encoders
         paths = () if encoders is None else (encoders.faces, encoders.image, encoders.segmenter, encoders.parser)
         return tuple(path for path in paths if path is not None)
+
+    @property
+    def finder_paths(self) -> tuple[str, ...]:
+        """Folders in the package of what finds characters in pictures."""
+        finder = self.manifest.character_finder
+        return () if finder is None else (finder.detector, finder.masks)
 
     def adapter_file(self, name: str) -> Path:
         """The file of an adapter.

@@ -160,6 +160,7 @@ class ServedModel:
             discovery=model_service_pb2.Discovery(
                 settings=self.candidate_settings(), negative_prompt=self.manifest.discovery.negative_prompt
             ),
+            character_finder=self.manifest.character_finder is not None,
         )
 
 

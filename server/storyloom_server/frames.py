@@ -14,12 +14,15 @@ from storyloom_model.consistency import Look
 
 @dataclass(frozen=True, slots=True)
 class FinishedFrame:
-    """Size in pixels, final latents as ``AnchorFrame`` takes them, and the look of each character (float32 bytes)."""
+    """Size in pixels, final latents as ``AnchorFrame`` takes them, the look of each character (float32 bytes), and the
+    seed that it was made with; None where nobody noted it: the one that was asked for.
+    """
 
     width: int
     height: int
     latents: bytes
     looks: Mapping[str, bytes]
+    seed: int | None = None
 
     @property
     def looks_by_name(self) -> dict[str, Look]:
@@ -33,6 +36,7 @@ class FinishedFrame:
             "height": self.height,
             "latents": len(self.latents),
             "looks": {name: len(data) for name, data in self.looks.items()},
+            "seed": self.seed,
         }
         return b"".join((json.dumps(header).encode(), b"\n", self.latents, *self.looks.values()))
 
@@ -46,4 +50,4 @@ class FinishedFrame:
         for name, size in header["looks"].items():
             looks[name] = rest[place : place + size]
             place += size
-        return cls(header["width"], header["height"], latents, looks)
+        return cls(header["width"], header["height"], latents, looks, header.get("seed"))

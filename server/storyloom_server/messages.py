@@ -242,6 +242,7 @@ class FrameDone:
     """One finished frame: its picture, its final latents, and the look of each of its characters, by name.
 
     See ``storyloom_model.jobs.AnchorFrame`` for the latents and ``storyloom_model.consistency`` for the looks.
+    ``missing`` are characters to whom re-denoising gave nothing, since they were not found in it.
     """
 
     job_id: str
@@ -249,6 +250,7 @@ class FrameDone:
     pixels: Pixels
     latents: bytes
     looks: Mapping[str, bytes]
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,12 +188,25 @@ class OrderTaker:
         )
 
     def _prompt_flags(self, plan: StoryPlan) -> Mapping[int, str]:
-        """What is found in the texts of frames; the negative prompt is every frame's."""
-        prompts = {f"story.frames[{index}].prompt": frame.prompt.text for index, frame in enumerate(plan.job.frames)}
+        """What is found in the texts of frames; the negative prompt is every frame's, and a region's that of the frames
+        that show its character.
+        """
+        frames = {index: frame.prompt for index, frame in enumerate(plan.job.frames)}
+        regions = () if plan.job.redenoising is None else plan.job.redenoising.regions
+        places = {character.name: index for index, character in enumerate(plan.story.characters)}
+        of_regions = {
+            one.character: f"story.characters[{places[one.character]}].identity.region_prompt" for one in regions
+        }
+        texts = {f"story.frames[{index}].prompt": prompt.text for index, prompt in frames.items()}
+        texts |= {of_regions[one.character]: one.prompt.text for one in regions}
         negative = "story.negative_prompt"
-        found = self._safety.check_prompts({**prompts, negative: plan.job.negative_prompt}, story_id="")
-        flags = [", ".join(dict.fromkeys((*found[path], *found[negative]))) for path in prompts]
-        return {index: flag for index, flag in enumerate(flags) if flag}
+        found = self._safety.check_prompts({**texts, negative: plan.job.negative_prompt}, story_id="")
+        flags: dict[int, str] = {}
+        for index, prompt in frames.items():
+            paths = [f"story.frames[{index}].prompt", negative]
+            paths += [path for name, path in of_regions.items() if name in prompt.spans]
+            flags[index] = ", ".join(dict.fromkeys(flag for path in paths for flag in found[path]))
+        return {index: flag for index, flag in flags.items() if flag}
 
     async def _sources(
         self, found: Findings, story: story_pb2.Story, tenant: Tenant, known: int | None

@@ -22,8 +22,6 @@ from google.protobuf import json_format
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
-from storyloom_model.redenoising.plan import total_steps
-from storyloom_model.windows import Window
 from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.event_log import EventLog, LoggedEvent
@@ -45,6 +43,7 @@ from storyloom_server.store.errors import (
 )
 from storyloom_server.supervisor import EngineStatus, Supervisor
 from storyloom_server.tracing import StoryTrace
+from storyloom_server.tries import Try, longer, tries_allowed, try_again
 
 log = logging.getLogger("storyloom.story")
 
@@ -100,6 +99,8 @@ class StoryRun:
         self._reserved = story.sequence_reserved
         self._crashes = story.crashes
         self._frames: dict[int, FinishedFrame] = {}
+        # Frames of the window under way that somebody is missing in: the best try so far, with its seed.
+        self._lacking: dict[int, tuple[int, messages.FrameDone]] = {}
         self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
         self._steps_before = 0
         self._steps_done = 0
@@ -144,9 +145,11 @@ class StoryRun:
             await self._accepted()
             await self._take_over_frames()
             for window in self.story.windows:
+                first = Try(window)
                 if not all(frame in self._frames for frame in window.frames):
-                    await self._make(window)
-                self._steps_before += total_steps(self.story.job_of(window))
+                    await self._make(first)
+                self._steps_before += first.steps(self.story)
+                await self._make_again()
             await self._done()
         except errors.StoryError as error:
             return await self._fail(error)
@@ -202,18 +205,30 @@ class StoryRun:
                 raise errors.story_failed("PARENT_GONE", "the story that this one goes on from was deleted") from error
             await self._keep_frame(index, FinishedFrame.from_bytes(data), picture, reused=True)
 
-    async def _make(self, window: Window) -> None:
-        """One window, through as many engine processes as it takes."""
-        job_id = f"{self.story.story_id}.{window.frames[0]}"
-        job = self._window_job(window)
+    async def _make_again(self) -> None:
+        """The frames of the window just made in which somebody was missing, each until nobody is or no try is left."""
+        for frame in sorted(self._lacking):
+            number = 0
+            while frame in self._lacking:
+                number += 1
+                again = try_again(self.story, frame, number, self._frames.keys())
+                self._spec = longer(self._spec, self.story, again)
+                self._steps += again.steps(self.story)
+                await self._make(again)
+                self._steps_before += again.steps(self.story)
+
+    async def _make(self, made: Try) -> None:
+        """One job, through as many engine processes as it takes."""
+        job_id = f"{self.story.story_id}.{made.frames[0]}" + (f".{made.number}" if made.number else "")
+        job = self._job(made)
         try:
-            await self._submit(job_id, job, window)
+            await self._submit(job_id, job, made)
             while not isinstance(message := await self._next(), messages.JobFinished):
                 if isinstance(message, messages.EngineLost):
                     await self._count_loss(message)
-                    await self._submit(job_id, job, window)
+                    await self._submit(job_id, job, made)
                 else:
-                    await self._handle(window, message)
+                    await self._handle(made, message)
         finally:
             self._workshop.engine.release(job_id)
         self._add_stages(message)
@@ -234,16 +249,18 @@ class StoryRun:
         self._timings.denoise_seconds += finished.denoise_seconds
         self._timings.decode_seconds += finished.decode_seconds
 
-    def _window_job(self, window: Window) -> StoryJob:
+    def _job(self, made: Try) -> StoryJob:
         frames = self.story.plan.job.frames
-        anchors = tuple(
-            AnchorFrame(frames[index].prompt, frames[index].seed, self._frames[index].latents)
-            for index in window.anchors
-        )
-        return self.story.job_of(window, anchors)
+        anchors = []
+        for index in made.window.anchors:
+            finished, own = self._frames[index], frames[index]
+            seed = own.seed if finished.seed is None else finished.seed
+            anchors.append(AnchorFrame(own.prompt, seed, finished.latents))
+        return made.job(self.story, anchors)
 
-    async def _submit(self, job_id: str, job: StoryJob, window: Window) -> None:
-        checkpoint, done_steps = await self._last_checkpoint(window)
+    async def _submit(self, job_id: str, job: StoryJob, made: Try) -> None:
+        # A further try is short, and no checkpoint of its own would be told from its window's.
+        checkpoint, done_steps = await self._last_checkpoint(made) if made.number == 0 else (None, 0)
         await self._until_ready()
         story = self.story
         submit = messages.Submit(
@@ -252,7 +269,7 @@ class StoryRun:
             job=job,
             scheduling=replace(story.scheduling, alone=self._crashes >= _CRASHES_TO_RUN_ALONE),
             preview_interval=story.plan.preview_interval,
-            checkpoint_interval=self._workshop.checkpoint_interval,
+            checkpoint_interval=self._workshop.checkpoint_interval if made.number == 0 else 0,
             checkpoint_seconds=self._workshop.checkpoint_seconds,
             checkpoint=checkpoint,
             done_steps=done_steps,
@@ -301,7 +318,7 @@ class StoryRun:
         if self._crashes >= _CRASHES_TO_GIVE_UP:
             raise errors.engine_crashed(self._crashes)
 
-    async def _handle(self, window: Window, message: messages.ToRun) -> None:
+    async def _handle(self, made: Try, message: messages.ToRun) -> None:
         match message:
             case messages.QueuePosition():
                 if message.position != self._position:
@@ -317,13 +334,13 @@ class StoryRun:
                 await self._progress(pb.STORY_STAGE_DENOISING, step=message.step)
             case messages.DecodingStarted():
                 self._stage = "decoding"
-                await self._progress(pb.STORY_STAGE_DECODING, step=total_steps(self.story.job_of(window)))
+                await self._progress(pb.STORY_STAGE_DECODING, step=made.steps(self.story))
             case messages.Preview():
-                await self._previews(window, message)
+                await self._previews(made, message)
             case messages.Checkpoint():
-                await self._keep_checkpoint(window, message)
+                await self._keep_checkpoint(made, message)
             case messages.FrameDone():
-                await self._frame(window, message)
+                await self._frame(made, message)
             case messages.JobFailed():
                 raise errors.job_failed(message.reason, message.message)
 
@@ -352,20 +369,20 @@ class StoryRun:
             )
         )
 
-    async def _previews(self, window: Window, message: messages.Preview) -> None:
-        for index, pixels in zip(window.frames, message.frames, strict=True):
-            png = await self._encode(pixels, index)
+    async def _previews(self, made: Try, message: messages.Preview) -> None:
+        for index, pixels in zip(made.frames, message.frames, strict=True):
+            png = await self._encode(pixels, made.seed(self.story.plan.frame_seeds[index]))
             image = pb.Image(png=png, width=pixels.width, height=pixels.height)
             await self._tell_passing(preview=pb.FramePreview(frame_index=index, step=message.step, image=image))
 
-    async def _keep_checkpoint(self, window: Window, message: messages.Checkpoint) -> None:
+    async def _keep_checkpoint(self, made: Try, message: messages.Checkpoint) -> None:
         data = message.step.to_bytes(4, "little") + message.data
-        await self._keep(ArtifactKind.CHECKPOINT, window.frames[0], data)
+        await self._keep(ArtifactKind.CHECKPOINT, made.frames[0], data)
 
-    async def _last_checkpoint(self, window: Window) -> tuple[bytes | None, int]:
+    async def _last_checkpoint(self, made: Try) -> tuple[bytes | None, int]:
         """The newest checkpoint of a window and the steps in it; None and 0 when there is none."""
         try:
-            data = await self._load(ArtifactKind.CHECKPOINT, window.frames[0])
+            data = await self._load(ArtifactKind.CHECKPOINT, made.frames[0])
         except NotFoundError:
             return None, 0
         except (BlobMissingError, BlobDamagedError) as error:
@@ -373,13 +390,23 @@ class StoryRun:
             return None, 0
         return data[4:], int.from_bytes(data[:4], "little")
 
-    async def _frame(self, window: Window, message: messages.FrameDone) -> None:
-        index = window.frames[message.frame_index]
+    async def _frame(self, made: Try, message: messages.FrameDone) -> None:
+        index = made.frames[message.frame_index]
         if index in self._frames:
             return  # Stored before the engine was lost; the same picture again.
-        flags = await self._check_safety(message.pixels, index)
-        frame = FinishedFrame(message.pixels.width, message.pixels.height, message.latents, message.looks)
-        await self._keep_frame(index, frame, await self._encode(message.pixels, index), flags=flags)
+        seed = made.seed(self.story.plan.frame_seeds[index])
+        best = self._lacking.pop(index, (seed, message))
+        # Of those that lack as many, the first: the caller chose its seed.
+        best = min(best, (seed, message), key=lambda each: len(each[1].missing))
+        if best[1].missing and made.number < tries_allowed(self.story):
+            self._lacking[index] = best
+            return
+        seed, done = best
+        flags = await self._check_safety(done.pixels, index)
+        frame = FinishedFrame(done.pixels.width, done.pixels.height, done.latents, done.looks, seed)
+        await self._keep_frame(
+            index, frame, await self._encode(done.pixels, seed), flags=flags, missing=done.missing
+        )  # fmt: skip
 
     async def _check_safety(self, pixels: messages.Pixels, index: int) -> tuple[str, ...]:
         """What the safety checks find in a picture.
@@ -398,7 +425,14 @@ class StoryRun:
         return decision.flags
 
     async def _keep_frame(
-        self, index: int, frame: FinishedFrame, png: bytes, *, reused: bool = False, flags: tuple[str, ...] = ()
+        self,
+        index: int,
+        frame: FinishedFrame,
+        png: bytes,
+        *,
+        reused: bool = False,
+        flags: tuple[str, ...] = (),
+        missing: tuple[str, ...] = (),
     ) -> None:
         """Stores a frame, then tells of it: whoever hears of a frame can have it."""
         job_frame = self.story.plan.job.frames[index]
@@ -408,11 +442,12 @@ class StoryRun:
         result = pb.FrameResult(
             frame_index=index,
             image=pb.Image(width=frame.width, height=frame.height),
-            seed=job_frame.seed,
+            seed=job_frame.seed if frame.seed is None else frame.seed,
             prompt=job_frame.prompt.text,
             reused=reused,
             finished_seconds=time.monotonic() - self._began,
             safety_flag=", ".join(filter(None, (self.story.prompt_flags.get(index), *flags))),
+            missing_characters=missing,
         )
         self._frames[index] = frame
         if not reused:
@@ -448,11 +483,11 @@ class StoryRun:
         self._sequence += 1
         return pb.GenerateStoryResponse(story_id=self.story.story_id, sequence=self._sequence, **event)
 
-    async def _encode(self, pixels: messages.Pixels, index: int) -> bytes:
+    async def _encode(self, pixels: messages.Pixels, seed: int) -> bytes:
         plan = self.story.plan
         written = provenance(
             model=plan.model,
-            seed=plan.job.frames[index].seed,
+            seed=seed,
             settings=json_format.MessageToDict(plan.settings, preserving_proto_field_name=True),
             story_id=self.story.story_id,
             created=datetime.fromtimestamp(self.story.accepted_at, UTC),

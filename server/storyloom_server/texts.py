@@ -77,6 +77,28 @@ def check_negative_prompt(found: Findings, text: str, model: ServedModel) -> Non
         _check_length(found, path, text, model)
 
 
+def check_region_prompt(
+    found: Findings, path: str, text: str, style: str, who: tuple[str, str], model: ServedModel
+) -> prompts.ComposedPrompt | None:
+    """Checks what is to be made of a character alone, and composes it; None if it is bad.
+
+    Args:
+        text: as asked; without the character's name its description is put in front.
+        style: of the story.
+        who: name and description.
+    """
+    name, description = who
+    check_text(found, path, text)
+    if found.has(path) or found.has("story.style"):
+        return None
+    composed = prompts.compose(style, text, {name: description}, [name])
+    if isinstance(composed, prompts.PromptError):
+        found.add(path, f"{composed.message}; a region prompt shows {name} alone")
+        return None
+    _check_length(found, path, composed, model)
+    return composed
+
+
 def _check_frame(
     found: Findings, path: str, frame: pb.Frame, story: pb.Story, cast: Mapping[str, str], model: ServedModel
 ) -> prompts.ComposedPrompt | None:

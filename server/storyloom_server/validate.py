@@ -15,7 +15,7 @@ from storyloom_model.prompts import ComposedPrompt
 from storyloom_server.catalog import ModelCatalog, ServedModel
 from storyloom_server.identities import WantedIdentity, by_name, check_identities
 from storyloom_server.poses import check_poses
-from storyloom_server.redenoising import check_somebody
+from storyloom_server.redenoising import check_somebody, region_prompts
 from storyloom_server.settings import ResolvedSettings, resolve_settings
 from storyloom_server.store import StoryFeatures
 from storyloom_server.texts import check_cast, check_frames, check_negative_prompt, check_text
@@ -93,15 +93,16 @@ def plan_story(
     settings = resolve_settings(found, story.settings, model, choose_seed)
     wanted = check_identities(found, story, model, catalog, settings.identity_adapter)
     controls = check_poses(found, story, model, catalog, composed, wanted, settings.identity_adapter)
+    regions = {}
     if settings.redenoising is not None:
+        regions = region_prompts(found, story, cast, wanted, model)
         check_somebody(found, wanted, settings.identity_adapter)
     if found:
         return found.violations
     plan = replace(_plan(story, model, settings, composed, controls), wanted=tuple(wanted))
     if settings.redenoising is None:
         return plan
-    redenoising = settings.redenoising.plan(settings.steps, story.style, cast, wanted)
-    return replace(plan, job=replace(plan.job, redenoising=redenoising))
+    return replace(plan, job=replace(plan.job, redenoising=settings.redenoising.plan(settings.steps, regions)))
 
 
 def _plan(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from storyloom import Character, Consistency, Frame, Redenoising, Settings, Solver, Story, StoryFileError
 from storyloom._story_file import load_story_file
+from storyloom._wire import story_from, story_message
 from storyloom._yaml import parse
 
 _EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
@@ -259,13 +260,28 @@ def test_settings_are_replaced_one_by_one() -> None:
 def test_a_second_pass_is_switched_on_or_described(tmp_path: Path) -> None:
     for text, expected in (
         ("true", Redenoising(enabled=True)),
-        ("{start: 0.3, mask_growth: 20}", Redenoising(start=0.3, mask_growth=20)),
+        ("{start: 0.3, mask_growth: 20, retries: 2}", Redenoising(start=0.3, mask_growth=20, retries=2)),
     ):
         path = _write(tmp_path, f"frames: [a]\nsettings:\n  redenoising: {text}\n")
         assert Story.load(path).settings.redenoising == expected
     problems = _problems(tmp_path, "frames: [a]\nsettings:\n  redenoising: {begin: 1, start: 1.0}\n")
     assert any('unknown key "begin"' in problem for problem in problems)
     assert any("settings.redenoising.start" in problem for problem in problems)
+
+
+def test_a_character_may_have_a_region_prompt(tmp_path: Path) -> None:
+    text = """\
+characters:
+  mia: {description: a girl, id: char-1, region_prompt: "{mia}, smiling"}
+frames: [a]
+"""
+    path = _write(tmp_path, text)
+    story = load_story_file(path)
+    assert story_message(story.story).characters[0].identity.region_prompt == "{mia}, smiling"
+    assert story_from(story_message(story.story)).characters["mia"].region_prompt == "{mia}, smiling"
+    assert story.locate("story.characters[0].identity.region_prompt") == (2, 42)
+    (problem,) = _problems(tmp_path, text.replace("id: char-1, ", ""))
+    assert "region_prompt, and no references for them" in problem
 
 
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,31}", fullmatch=True)

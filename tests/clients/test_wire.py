@@ -29,6 +29,7 @@ _settings = st.builds(
         start=st.none() | st.sampled_from([0.0, 0.2, 0.75]),
         mask_margin=st.none() | st.integers(0, 512),
         mask_growth=st.none() | st.integers(0, 512),
+        retries=st.none() | st.integers(0, 4),
     ),
     preview_interval=_uint32,
 )

@@ -8,11 +8,13 @@ import torch
 
 from storyloom_model.batch import predict, unet_pass
 from storyloom_model.denoiser import Denoiser
-from storyloom_model.jobs import Identity, StoryJob
+from storyloom_model.jobs import AnchorFrame, Identity, StoryJob
+from storyloom_model.redenoising.plan import part
 from tests.model.test_model_denoiser import run_batch
 from tests.model.test_model_redenoising import plain, two_pass_job
 from tests.model.tiny import finish, tiny_job
 from tests.model.tiny_control import posed, with_landmarks
+from tests.model.tiny_identity import identity
 
 STEPS = 10
 """So many that ConsiStory mixes the queries of one of them."""
@@ -87,3 +89,33 @@ def test_a_second_pass_under_a_method_that_remembers_goes_on(control_denoiser: D
         while not state.done:
             control_denoiser.step([state])
         assert torch.equal(state.latents, going.latents)
+
+
+def test_lora_acts_in_both_passes(control_denoiser: Denoiser) -> None:
+    """Beside a pose; the first pass is that of the same story without faces, the second has the same weights."""
+    job = replace(two_passes(), loras=(("style", 0.8),), method="")
+    state, without = control_denoiser.encode(job), control_denoiser.encode(plain(job))
+    assert state.second is not None
+    assert {one.key for one in (state, without, *state.second.regions)} == {state.key}
+    for _ in range(job.steps):
+        control_denoiser.step([state])
+        control_denoiser.step([without])
+    assert torch.equal(state.latents, without.latents)
+    while not state.done:
+        control_denoiser.step([state])
+    weaker = finish(control_denoiser, replace(job, loras=(("style", 0.4),)))
+    assert not torch.allclose(state.latents, weaker.latents, atol=1e-2)
+
+
+def test_a_character_may_join_in_a_later_window(control_denoiser: Denoiser) -> None:
+    """Mia's first frame is finished; Bo comes with a face of his own, which acts in his frame alone."""
+    job = two_pass_job(2, steps=3, cross_frame=False)
+    alone, both = job.frames
+    job = replace(job, frames=(alone, replace(alone, seed=77), both))
+    (latents,) = control_denoiser.final_latents(finish(control_denoiser, part(job, [0])))
+    later = part(job, [1, 2], [AnchorFrame(alone.prompt, alone.seed, latents)])
+    assert part(job, [0]).characters == ("mia",)
+    assert later.characters == ("mia", "bo")
+    other = replace(later, identities=(later.identities[0], identity("bo", 9)))
+    one, two = finish(control_denoiser, later), finish(control_denoiser, other)
+    assert (one.latents != two.latents).flatten(1).any(dim=1).tolist() == [False, True]

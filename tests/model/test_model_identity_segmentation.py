@@ -18,6 +18,7 @@ from storyloom_model.identity.encoders.segmentation import (
     UniversalSegmenter,
     load_segmenter,
 )
+from tests.model.published_finder import save_grounding_dino, save_sam, swin
 
 CLASSES = {0: "wall", 1: "person", 2: "tree"}
 NAMES = {"id2label": CLASSES, "label2id": {name: index for index, name in CLASSES.items()}}
@@ -28,14 +29,6 @@ SIDE = {"height": 64, "width": 64}
 def picture() -> NDArray[np.uint8]:
     """Of another size and shape than models take."""
     return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-
-
-def swin(**settings: object) -> object:
-    from transformers import SwinConfig
-
-    return SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64, **settings
-    )  # fmt: skip
 
 
 def segformer(folder: Path, classes: dict[str, object] = NAMES) -> Path:
@@ -101,49 +94,9 @@ def test_universal_models_are_told_by_their_architecture(tmp_path: Path, picture
 @pytest.fixture
 def grounded(tmp_path: Path) -> Path:
     """A folder with a tiny Grounding DINO and a tiny SAM."""
-    _save_sam(tmp_path / "sam")
-    _save_grounding_dino(tmp_path / "grounding_dino")
+    save_sam(tmp_path / "sam")
+    save_grounding_dino(tmp_path / "grounding_dino")
     return tmp_path
-
-
-def _save_sam(folder: Path) -> None:
-    import transformers as t
-
-    vision = t.SamVisionConfig(
-        hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16,
-        mlp_dim=32, global_attn_indexes=[1], window_size=2, num_pos_feats=4,
-    )  # fmt: skip
-    prompts = t.SamPromptEncoderConfig(hidden_size=8, image_size=64, patch_size=16, mask_input_channels=4)
-    masks = t.SamMaskDecoderConfig(
-        hidden_size=8, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8
-    )
-    config = t.SamConfig(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(), mask_decoder_config=masks.to_dict()
-    )
-    t.SamModel(config).save_pretrained(folder)
-    small = {"longest_edge": 16}
-    images = t.SamImageProcessor(
-        size={"longest_edge": 64}, pad_size=SIDE, mask_size=small, mask_pad_size={"height": 16, "width": 16}
-    )
-    t.SamProcessor(images).save_pretrained(folder)
-
-
-def _save_grounding_dino(folder: Path) -> None:
-    import transformers as t
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "person", ".", "?"]
-    tokenizer = t.BertTokenizerFast(vocab={word: index for index, word in enumerate(words)})
-    text = t.BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    config = t.GroundingDinoConfig(
-        backbone_config=swin(out_features=["stage2", "stage3", "stage4"], out_indices=[2, 3, 4]), text_config=text,
-        num_queries=6, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16, decoder_ffn_dim=16, d_model=32,
-        encoder_attention_heads=2, decoder_attention_heads=2, num_feature_levels=4, max_text_len=16,
-    )  # fmt: skip
-    t.GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    images = t.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    t.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
 
 
 def test_grounded_segmentation_finds_nobody_where_the_detector_finds_no_box(
@@ -158,10 +111,9 @@ def test_grounded_segmentation_unites_the_masks_of_all_boxes(grounded: Path, pic
     segmenter = load_segmenter(grounded)
     assert isinstance(segmenter, GroundedSegmenter)
     mask = segmenter.people(picture, least=0.0)
-    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0], [1.0, 1.0, 9.0, 9.0]])
-    image = Image.fromarray(picture)
-    both = segmenter.inside(image, boxes)
-    alone = [segmenter.inside(image, boxes[index : index + 1]) for index in (0, 1)]
+    boxes = np.array([[4.0, 4.0, 40.0, 50.0], [1.0, 1.0, 9.0, 9.0]], np.float32)
+    both = segmenter.inside(picture, boxes)
+    alone = [segmenter.inside(picture, boxes[index : index + 1]) for index in (0, 1)]
     assert mask.shape == both.shape == (60, 80)
     np.testing.assert_array_equal(both, alone[0] | alone[1])
 

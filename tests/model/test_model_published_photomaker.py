@@ -354,6 +354,35 @@ def test_in_a_second_pass_the_person_is_in_the_text_of_the_region(denoiser: Deno
     assert not torch.allclose(going.latents, other.latents, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_the_region_reads_the_person_from_the_merge_on(denoiser: Denoiser, files: dict[str, Path]) -> None:
+    """Step 0 of the second pass reads the region prompt plain, step 1 with the person at the class word; both passes
+    have the fused weights.
+    """
+    job = dataclasses.replace(cast_job(1, 2), redenoising=Redenoising(0, regions("mia")))
+    state = denoiser.encode(job)
+    assert state.second is not None
+    (region,) = state.second.regions
+    assert state.key == region.key
+    assert state.key.variant.identity == "photomaker-v1"
+    base = denoiser.encode(dataclasses.replace(job, identities=(), redenoising=None))
+    for _ in range(job.steps):
+        denoiser.step([state])
+        denoiser.step([base])
+    assert not torch.allclose(state.latents, base.latents, atol=1e-3)
+
+    words = region.job.frames[0].prompt.text
+    plain = denoiser._text_encoder.embed([words]).hidden[0]
+    denoiser.step([state])
+    torch.testing.assert_close(region.text[2], plain)
+    denoiser.step([state])
+    expected = denoiser._text_encoder.embed([words.replace("girl", "girl girl")]).hidden[0]
+    formula = Formula(read_weights(files["photomaker"], allow_pickle=True))
+    expected[2:4] = formula.fuse(expected[2:4], formula.identities(person(1, 2), second=False))
+    torch.testing.assert_close(region.text[2], expected, **CLOSE)
+    torch.testing.assert_close(region.text[3], expected, **CLOSE)  # The same in her second frame.
+
+
 def test_the_manifest_may_say_when_to_merge(package: Path, tmp_path: Path) -> None:
     file, unet = package / "identity" / "photomaker-v1.safetensors", published_unet(80)
     assert load_identity_adapter(file, "late", "photomaker", unet, start=0.5).words_start == 0.5

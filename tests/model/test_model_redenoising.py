@@ -130,6 +130,36 @@ def test_only_what_a_mask_reaches_changes(identity_denoiser: Denoiser, monkeypat
     assert ((wider.latents != before.latents).any(dim=1)[0]).sum() > changed[0].sum()
 
 
+def test_a_region_prompt_acts_in_its_own_place(identity_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity_denoiser, "character_finder", box)
+    job = two_pass_job(2, "mia", margin=0, growth=0)
+    prompt = compose("", "the {mia} in a blue coat", CAST, [])
+    assert job.redenoising is not None
+    assert isinstance(prompt, ComposedPrompt)
+    own = dataclasses.replace(job.redenoising, regions=(Region("mia", prompt),))
+    made, before = (finish(identity_denoiser, each) for each in (dataclasses.replace(job, redenoising=own), job))
+    changed = (made.latents != before.latents).any(dim=1)
+    assert changed[:, 2:5, :2].all()
+    assert not changed[:, :, 2:].any()
+
+
+def test_who_has_no_place_is_told(identity_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bo is not seen; nobody misses him where he is not shown, or before the second pass. A checkpoint knows."""
+
+    def mia(picture: NDArray[np.uint8], words: Any) -> NDArray[np.bool_]:
+        return box(picture, words) & np.array(["girl" in each for each in words])[:, None, None]
+
+    monkeypatch.setattr(identity_denoiser, "character_finder", mia)
+    job = two_pass_job(2)
+    state = identity_denoiser.encode(job)
+    assert identity_denoiser.missing(state, 1) == ()
+    while not state.done:
+        identity_denoiser.step([state])
+    for one in (state, identity_denoiser.restore(job, identity_denoiser.save(state))):
+        assert [identity_denoiser.missing(one, frame) for frame in range(2)] == [(), ("bo",)]
+    assert identity_denoiser.missing(finish(identity_denoiser, plain(job)), 0) == ()
+
+
 def test_faces_are_those_of_the_references(identity_denoiser: Denoiser) -> None:
     """Mia's change nothing of the frame in which she is not, and nothing when they count nothing."""
     job = two_pass_job(3, cross_frame=False)

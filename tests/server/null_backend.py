@@ -5,6 +5,7 @@ second step; ``die-encode``, ``die-step`` and ``die-decode`` kill the process, `
 ever; ``break-load`` in the folder's name keeps it from loading. STORYLOOM_TEST_STEP_SECONDS slows its steps down,
 STORYLOOM_TEST_LOAD_SECONDS its loading, which also waits for the file STORYLOOM_TEST_LOAD_GATE to be there; steps of
 over STORYLOOM_TEST_MEMORY_ROWS rows run out of memory. A package whose manifest names encoders has a ``null_encoder``.
+A second pass misses the characters of a frame with ``hidden-from-N`` in its prompt whose seed is below N.
 """
 
 import json
@@ -120,6 +121,13 @@ class NullBackend:
     def looks(self, state: NullState, frame: int, picture: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         look = np.bincount(picture[0, 0] // 64, minlength=4) / 3
         return dict.fromkeys(state.job.frames[frame].prompt.spans, look.astype(np.float32))
+
+    def missing(self, state: NullState, frame: int) -> Sequence[str]:
+        shown = state.job.frames[frame]
+        hidden = [word for word in shown.prompt.text.split() if word.startswith("hidden-from-")]
+        if state.job.redenoising is None or not any(shown.seed < int(word.rpartition("-")[2]) for word in hidden):
+            return ()
+        return [region.character for region in state.job.redenoising.regions if region.character in shown.prompt.spans]
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

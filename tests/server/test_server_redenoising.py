@@ -70,7 +70,8 @@ def test_a_wish_becomes_a_second_pass(catalog: ModelCatalog) -> None:
     assert redenoising is not None
     assert (redenoising.start, redenoising.margin, redenoising.growth) == (1, 1, 3)
     (region,) = redenoising.regions
-    assert (region.character, region.prompt.text, region.description) == ("mia", "a painting of a girl", "a girl")
+    assert (region.character, region.prompt.text) == ("mia", "a painting of a girl")
+    assert region.prompt.spans == {"mia": ((14, 20),)}
     assert total_steps(plan.job) == 9
     echoed = plan.settings.redenoising
     assert (echoed.enabled, round(echoed.start, 6), echoed.mask_margin, echoed.mask_growth) == (True, 0.2, 1, 3)
@@ -92,8 +93,9 @@ def test_without_the_wish_there_is_one_pass(catalog: ModelCatalog) -> None:
 
 @pytest.mark.parametrize("start", [-0.1, 1.0, float("nan")])
 def test_bad_wishes_are_told(catalog: ModelCatalog, start: float) -> None:
-    found = violations(two_passes(start=start, mask_margin=513, mask_growth=600), catalog)
-    assert found.keys() == {f"story.settings.redenoising.{field}" for field in ("start", "mask_margin", "mask_growth")}
+    found = violations(two_passes(start=start, mask_margin=513, mask_growth=600, retries=5), catalog)
+    fields = ("start", "mask_margin", "mask_growth", "retries")
+    assert found.keys() == {f"story.settings.redenoising.{field}" for field in fields}
     assert "use 0 to 512" in found["story.settings.redenoising.mask_growth"]
 
 

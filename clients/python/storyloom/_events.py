@@ -112,6 +112,7 @@ class FrameDone(_Event):
     :ivar finished_seconds: from the story's acceptance to this picture.
     :ivar safety_flag: what the server's checks found in the frame's prompt and picture; empty for nothing, or where
         there is no check.
+    :ivar missing_characters: those with references whom the second pass of `Redenoising` did not find in the picture.
     """
 
     frame_index: int
@@ -121,6 +122,7 @@ class FrameDone(_Event):
     reused: bool = False
     finished_seconds: float = 0.0
     safety_flag: str = ""
+    missing_characters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class ModelInfo:
         shown; None for a kind that this version does not know. Empty: the model takes no poses.
     :ivar discovery: of `defaults`, those that are others for the candidates of a discovery.
     :ivar discovery_negative_prompt: of candidates, where a request brings none.
+    :ivar character_finder: whether `Redenoising` looks for characters by their words, so that one may be missing.
     """
 
     name: str
@@ -187,6 +190,7 @@ class ModelInfo:
     controlnets: Mapping[str, ControlKind | None] = field(default_factory=dict)
     discovery: Settings = field(default_factory=Settings)
     discovery_negative_prompt: str = ""
+    character_finder: bool = False
 
 
 @dataclass(frozen=True, slots=True)

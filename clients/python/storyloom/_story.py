@@ -72,6 +72,8 @@ class Character(_Model):
     :ivar keep: what is taken over from the references; empty: all that the model can.
     :ivar identity_scale: strength of the references, 0 (none) to 2.
     :ivar blend: a character to mix in.
+    :ivar region_prompt: what the second pass of `Settings.redenoising` makes of the character in its place, such as
+        ``"{mia}, smiling"``; empty: its description.
     """
 
     description: _Text = ""
@@ -80,6 +82,7 @@ class Character(_Model):
     keep: tuple[Keep, ...] = ()
     identity_scale: Annotated[float, Strict(), Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     blend: Blend | None = None
+    region_prompt: _Text = ""
 
     @_model_validator(mode="before")
     @classmethod
@@ -91,13 +94,15 @@ class Character(_Model):
         if not self.description and not self.id:
             raise PydanticCustomError("no_looks", "needs a description, or the id of a character that the server keeps")
         if self.has_identity_options and not (self.references or self.id):
-            raise PydanticCustomError("no_references", "has keep, identity_scale or blend, and no references for them")
+            raise PydanticCustomError(
+                "no_references", "has keep, identity_scale, blend or region_prompt, and no references for them"
+            )
         return self
 
     @property
     def has_identity_options(self) -> bool:
         """Whether anything is said of how references are used."""
-        return bool(self.keep) or self.identity_scale is not None or self.blend is not None
+        return bool(self.keep or self.region_prompt) or self.identity_scale is not None or self.blend is not None
 
 
 class Frame(_Model):
@@ -145,12 +150,15 @@ class Redenoising(_Model):
     :ivar start: where the second pass starts, as a share of the steps, from 0 to below 1.
     :ivar mask_margin: pixels by which masks are larger than what is found of a character.
     :ivar mask_growth: pixels by which they have grown more at the end.
+    :ivar retries: how often a frame is made again, with another seed, because a character with references was not found
+        in it.
     """
 
     enabled: Annotated[bool, Strict()] | None = None
     start: Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     mask_margin: _UInt32 | None = None
     mask_growth: _UInt32 | None = None
+    retries: _UInt32 | None = None
 
     @_model_validator(mode="before")
     @classmethod

@@ -134,6 +134,7 @@ def frame_from(message: story_service_pb2.FrameResult, story_id: str, sequence: 
         reused=message.reused,
         finished_seconds=message.finished_seconds,
         safety_flag=message.safety_flag,
+        missing_characters=tuple(message.missing_characters),
     )
 
 
@@ -194,6 +195,7 @@ def _redenoising_from(message: story_pb2.Redenoising) -> Redenoising:
         start=_shortest(message.start) if message.HasField("start") else None,
         mask_margin=message.mask_margin if message.HasField("mask_margin") else None,
         mask_growth=message.mask_growth if message.HasField("mask_growth") else None,
+        retries=message.retries if message.HasField("retries") else None,
     )
 
 
@@ -205,6 +207,7 @@ def _identity_message(character: Character) -> story_pb2.IdentityOptions | None:
         scale=character.identity_scale,
         keep=[_PARTS[part] for part in character.keep],
         blend=None if blend is None else story_pb2.IdentityBlend(character_id=blend.id, weight=blend.weight),
+        region_prompt=character.region_prompt,
     )
 
 
@@ -215,6 +218,7 @@ def _character_from(message: story_pb2.Character) -> Character:
         "id": message.character_id,
         "references": tuple(_reference_from(each) for each in message.references),
         "keep": tuple(PART_NAMES[part] for part in identity.keep if part in PART_NAMES),
+        "region_prompt": identity.region_prompt,
     }
     given = {key: value for key, value in given.items() if value}
     if identity.HasField("scale"):
@@ -264,6 +268,7 @@ def _redenoising_message(redenoising: Redenoising | None) -> story_pb2.Redenoisi
         start=redenoising.start,
         mask_margin=redenoising.mask_margin,
         mask_growth=redenoising.mask_growth,
+        retries=redenoising.retries,
     )
 
 

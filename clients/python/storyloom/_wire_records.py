@@ -131,6 +131,7 @@ def model_from(model: model_service_pb2.Model) -> ModelInfo:
         controlnets={each.name: CONTROL_KINDS.get(each.kind) for each in model.controlnets},
         discovery=settings_from(model.discovery.settings),
         discovery_negative_prompt=model.discovery.negative_prompt,
+        character_finder=model.character_finder,
     )
 
 

@@ -1,4 +1,6 @@
-"""``storyloom models add``, ``add-adapter`` and ``add-controlnet``, which run ``python -m storyloom_model.adding``."""
+"""``storyloom models add``, ``add-adapter``, ``add-controlnet`` and ``add-finder``, which run
+``python -m storyloom_model.adding``.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +55,12 @@ def add(
     image_encoder: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A CLIP image encoder of transformers.")
     ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Grounding DINO of transformers; finds characters by words.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Segment Anything of transformers; goes with --detector.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="For a single file: a diffusers folder of its base, weights not needed."),
@@ -67,7 +75,7 @@ def add(
     record = Record(_checksums(sha256 or ()))
     wish = Wish(
         source, name, revision, config, tuple(adapter or ()), tuple(controlnet or ()), identity_net, faces,
-        image_encoder, allow_pickle,
+        image_encoder, detector, masks, allow_pickle,
     )  # fmt: skip
     try:
         _show(add_model(wish, to, record), record)
@@ -118,6 +126,24 @@ def add_controlnet_command(
     kind: ControlKind = "identitynet" if identity_net else "pose"
     try:
         _show(add_controlnet(package, folder, record, name=name, kind=kind, allow_pickle=allow_pickle), record)
+    except PackageError as error:
+        _fail(error)
+
+
+@app.command("add-finder")
+def add_finder_command(
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder of a model package.")],
+    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder of a Grounding DINO of transformers.")],
+    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of a Segment Anything of transformers.")],
+    sha256: _Checksums = None,
+    allow_pickle: _AllowPickle = False,
+) -> None:
+    """Add what finds characters by their words, between the passes of re-denoising, to PACKAGE."""
+    from storyloom_model.adding.package import add_finder
+
+    record = Record(_checksums(sha256 or ()))
+    try:
+        _show(add_finder(package, detector, masks, record, allow_pickle=allow_pickle), record)
     except PackageError as error:
         _fail(error)
 

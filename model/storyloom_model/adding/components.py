@@ -35,12 +35,12 @@ class _Weights:
 
 
 DIFFUSERS = _Weights("diffusion_pytorch_model", "diffusion_pytorch_model")
-_TRANSFORMERS = _Weights("model", "pytorch_model")
+TRANSFORMERS = _Weights("model", "pytorch_model")
 WEIGHTS = {
     "unet": DIFFUSERS,
     "vae": DIFFUSERS,
-    "text_encoder": _TRANSFORMERS,
-    "text_encoder_2": _TRANSFORMERS,
+    "text_encoder": TRANSFORMERS,
+    "text_encoder_2": TRANSFORMERS,
 }
 
 

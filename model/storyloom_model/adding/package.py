@@ -15,6 +15,7 @@ from storyloom_model.adding.bases import Base, base_of
 from storyloom_model.adding.components import take_components
 from storyloom_model.adding.controlnets import take_controlnet
 from storyloom_model.adding.encoders import take_encoders
+from storyloom_model.adding.finder import take_finder
 from storyloom_model.adding.record import Record
 from storyloom_model.adding.single_file import convert_single_file
 from storyloom_model.adding.sources import find_source
@@ -24,7 +25,7 @@ from storyloom_model.package import ModelPackage, PackageError, write_manifest
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a package is to be made of. ``faces`` and ``image_encoder`` go together.
+    """What a package is to be made of. ``faces`` and ``image_encoder`` go together, ``detector`` and ``masks``, too.
 
     ``controlnets`` are shown poses; ``identity_net`` is InstantID's.
     """
@@ -38,6 +39,8 @@ class Wish:
     identity_net: Path | None = None
     faces: Path | None = None
     image_encoder: Path | None = None
+    detector: Path | None = None
+    masks: Path | None = None
     allow_pickle: bool = False
 
 
@@ -58,6 +61,8 @@ def add_model(wish: Wish, target: Path, record: Record) -> ModelPackage:
         )
     if (wish.faces is None) != (wish.image_encoder is None):
         raise PackageError("references need both encoders: give --faces and --image-encoder, or neither")
+    if (wish.detector is None) != (wish.masks is None):
+        raise PackageError("finding characters needs both models: give --detector and --masks, or neither")
     source = find_source(wish.source, wish.revision)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that it becomes the target by a change of its name.
@@ -98,6 +103,15 @@ def add_controlnet(
     return ModelPackage.load(package)
 
 
+def add_finder(package: Path, detector: Path, masks: Path, record: Record, *, allow_pickle: bool) -> ModelPackage:
+    """Adds what finds characters by words to a package that exists; see ``take_finder``."""
+    manifest = ModelPackage.load(package).manifest
+    changed = take_finder(package, manifest, detector, masks, record, allow_pickle=allow_pickle)
+    record.check_all_seen()
+    write_manifest(package, changed)
+    return ModelPackage.load(package)
+
+
 def _fill(folder: Path, source: Path, wish: Wish, record: Record, name: str) -> Manifest:
     if source.is_file():
         record.add("model", source, "converted")
@@ -119,6 +133,10 @@ def _fill(folder: Path, source: Path, wish: Wish, record: Record, name: str) -> 
     if wish.identity_net is not None:
         net = wish.identity_net
         manifest = take_controlnet(folder, manifest, net, record, kind="identitynet", allow_pickle=wish.allow_pickle)
+    if wish.detector is not None and wish.masks is not None:
+        manifest = take_finder(
+            folder, manifest, wish.detector, wish.masks, record, allow_pickle=wish.allow_pickle
+        )  # fmt: skip
     return _with_default_adapter(manifest)
 
 

@@ -66,6 +66,12 @@ def class_word(description: str) -> Span | None:
     return phrase[end - 1].span()
 
 
+def word_for(description: str) -> str:
+    """The class word of a description, with a trigger or without; all of it where there is none. No full stop in it."""
+    text, span = _described(description)
+    return (text if span is None else text[slice(*span)]).replace(".", " ").strip()
+
+
 def _described(description: str) -> tuple[str, Span | None]:
     """The description without its trigger, and its class word."""
     trigger = _TRIGGER.search(description)

@@ -21,7 +21,7 @@ from storyloom_model.maps import ForegroundRule
 
 CharacterFinder: TypeAlias = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.bool_]]
 """Finds characters in a picture uint8 [H, W, 3] by their descriptions: bool [K, H, W], all False for one that is not
-there. A detector of words with a segmenter behind it is one."""
+there; see ``word_finder``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +111,35 @@ def masks_of_maps(maps: Tensor, rule: ForegroundRule) -> Tensor:
 def masks_of_picture(found: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
     """Masks of a picture bool [K, H, W] at the latents' size, a position being in one when most of its pixels are."""
     return F.adaptive_avg_pool2d(torch.from_numpy(found).float(), size) > 0.5
+
+
+def to_owners(masks: Tensor, maps: Tensor, words: Sequence[str]) -> Tensor:
+    """Gives masks that were found by the same word to whose they are.
+
+    Of characters with one word, the pair of a mask and a character comes first in which the character has the largest
+    share of their maps; then the rest likewise. What nobody is left for stays empty.
+
+    Args:
+        masks: bool [K, h, w], in any order within a word; empty for what was not found.
+        maps: cross-attention of each character, float32 [K, h, w].
+        words: of each character.
+    """
+    owned = masks.clone()
+    for word in dict.fromkeys(words):
+        alike = [place for place, other in enumerate(words) if other == word]
+        if len(alike) < 2:
+            continue
+        shares = maps[alike] / maps[alike].sum(dim=0).clamp_min(torch.finfo(maps.dtype).tiny)
+        seen = [place for place in alike if masks[place].any()]
+        owned[alike] = False
+        free = list(range(len(alike)))
+        pairs = [(float(shares[one][masks[mask]].mean()), -one, -mask) for one in free for mask in seen]
+        for _, one, mask in sorted(pairs, reverse=True):
+            if -one in free and -mask in seen:
+                owned[alike[-one]] = masks[-mask]
+                free.remove(-one)
+                seen.remove(-mask)
+    return owned
 
 
 def _all_distances(masks: Tensor, factor: int) -> Tensor:

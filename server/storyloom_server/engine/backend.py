@@ -115,6 +115,14 @@ class TakesReferences(Protocol):
         """None: the model package has no encoders."""
 
 
+@runtime_checkable
+class FindsCharacters(Protocol):
+    """A backend that knows who is missing in a picture."""
+
+    def missing(self, state: Any, frame: int) -> Sequence[str]:
+        """Characters of a finished frame to whom its second pass gave nothing, since they were not found in it."""
+
+
 def load_backend(name: str | None, folder: Path, device: str, execution: ExecutionOptions) -> Backend:
     """Loads a model package.
 

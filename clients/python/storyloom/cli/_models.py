@@ -75,6 +75,12 @@ def add_controlnet(context: typer.Context) -> None:
     _pass_on("add-controlnet", context)
 
 
+@app.command("add-finder", add_help_option=False, context_settings=_PASSED_ON)
+def add_finder(context: typer.Context) -> None:
+    """Add what finds characters by their words to a model package; as `add`."""
+    _pass_on("add-finder", context)
+
+
 def _pass_on(command: str, context: typer.Context) -> None:
     if importlib.util.find_spec("storyloom_model") is None:
         complain("the models' libraries are not installed; run: pip install 'storyloom[server]'")

@@ -118,7 +118,8 @@ def story_lines(record: StoryRecord) -> Iterator[str]:
 
 def frames_table(record: StoryRecord) -> Table:
     """Returns a line for each frame that is done; numbers start at 1, as those of the files."""
-    table = Table("frame", "caption", "seed", "seconds", "reused", "safety")
+    lacking = any(frame.missing_characters for frame in record.frames)
+    table = Table("frame", "caption", "seed", "seconds", "reused", "safety", *(["not found"] if lacking else []))
     captions = record.story.captions
     for frame in record.frames:
         table.add_row(
@@ -128,6 +129,7 @@ def frames_table(record: StoryRecord) -> Table:
             f"{frame.finished_seconds:.1f}",
             "yes" if frame.reused else "",
             escape(frame.safety_flag),
+            *([", ".join(frame.missing_characters)] if lacking else []),
         )
     return table
 

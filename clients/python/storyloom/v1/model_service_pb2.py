@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from storyloom.v1 import story_pb2 as storyloom_dot_v1_dot_story__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n storyloom/v1/model_service.proto\x12\x0cstoryloom.v1\x1a\x18storyloom/v1/story.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Model\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\" \n\x10WarmModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11WarmModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.storyloom.v1.Model\"\xa4\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12&\n\x05sizes\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.ImageSize\x12(\n\x08\x64\x65\x66\x61ults\x18\x05 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12$\n\x06limits\x18\x06 \x01(\x0b\x32\x14.storyloom.v1.Limits\x12%\n\x07solvers\x18\x07 \x03(\x0e\x32\x14.storyloom.v1.Solver\x12\x10\n\x08\x61\x64\x61pters\x18\x08 \x03(\t\x12\x38\n\x11identity_adapters\x18\t \x03(\x0b\x32\x1d.storyloom.v1.IdentityAdapter\x12\r\n\x05loras\x18\n \x03(\t\x12\x0f\n\x07methods\x18\x0b \x03(\t\x12-\n\x0b\x63ontrolnets\x18\x0c \x03(\x0b\x32\x18.storyloom.v1.ControlNet\x12*\n\tdiscovery\x18\r \x01(\x0b\x32\x17.storyloom.v1.Discovery\"N\n\tDiscovery\x12(\n\x08settings\x18\x01 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\"C\n\nControlNet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.storyloom.v1.ControlKind\"J\n\x0fIdentityAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05keeps\x18\x02 \x03(\x0e\x32\x1a.storyloom.v1.IdentityPart\"*\n\tImageSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xac\x01\n\x06Limits\x12\x12\n\nmax_frames\x18\x01 \x01(\r\x12\x16\n\x0emax_characters\x18\x02 \x01(\r\x12\x11\n\tmax_steps\x18\x03 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\rwindow_frames\x18\x05 \x01(\r\x12\x16\n\x0emax_references\x18\x06 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x07 \x01(\x04\x32\x9a\x03\n\x0cModelService\x12O\n\nListModels\x12\x1f.storyloom.v1.ListModelsRequest\x1a .storyloom.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.storyloom.v1.GetModelRequest\x1a\x1e.storyloom.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.storyloom.v1.LoadModelRequest\x1a\x1f.storyloom.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .storyloom.v1.UnloadModelRequest\x1a!.storyloom.v1.UnloadModelResponse\x12L\n\tWarmModel\x12\x1e.storyloom.v1.WarmModelRequest\x1a\x1f.storyloom.v1.WarmModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n storyloom/v1/model_service.proto\x12\x0cstoryloom.v1\x1a\x18storyloom/v1/story.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.storyloom.v1.Model\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\" \n\x10WarmModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11WarmModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.storyloom.v1.Model\"\xbe\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12&\n\x05sizes\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.ImageSize\x12(\n\x08\x64\x65\x66\x61ults\x18\x05 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12$\n\x06limits\x18\x06 \x01(\x0b\x32\x14.storyloom.v1.Limits\x12%\n\x07solvers\x18\x07 \x03(\x0e\x32\x14.storyloom.v1.Solver\x12\x10\n\x08\x61\x64\x61pters\x18\x08 \x03(\t\x12\x38\n\x11identity_adapters\x18\t \x03(\x0b\x32\x1d.storyloom.v1.IdentityAdapter\x12\r\n\x05loras\x18\n \x03(\t\x12\x0f\n\x07methods\x18\x0b \x03(\t\x12-\n\x0b\x63ontrolnets\x18\x0c \x03(\x0b\x32\x18.storyloom.v1.ControlNet\x12*\n\tdiscovery\x18\r \x01(\x0b\x32\x17.storyloom.v1.Discovery\x12\x18\n\x10\x63haracter_finder\x18\x0e \x01(\x08\"N\n\tDiscovery\x12(\n\x08settings\x18\x01 \x01(\x0b\x32\x16.storyloom.v1.Settings\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\"C\n\nControlNet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.storyloom.v1.ControlKind\"J\n\x0fIdentityAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05keeps\x18\x02 \x03(\x0e\x32\x1a.storyloom.v1.IdentityPart\"*\n\tImageSize\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xac\x01\n\x06Limits\x12\x12\n\nmax_frames\x18\x01 \x01(\r\x12\x16\n\x0emax_characters\x18\x02 \x01(\r\x12\x11\n\tmax_steps\x18\x03 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\rwindow_frames\x18\x05 \x01(\r\x12\x16\n\x0emax_references\x18\x06 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x07 \x01(\x04\x32\x9a\x03\n\x0cModelService\x12O\n\nListModels\x12\x1f.storyloom.v1.ListModelsRequest\x1a .storyloom.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.storyloom.v1.GetModelRequest\x1a\x1e.storyloom.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.storyloom.v1.LoadModelRequest\x1a\x1f.storyloom.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .storyloom.v1.UnloadModelRequest\x1a!.storyloom.v1.UnloadModelResponse\x12L\n\tWarmModel\x12\x1e.storyloom.v1.WarmModelRequest\x1a\x1f.storyloom.v1.WarmModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,17 +53,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=425
   _globals['_LISTMODELSRESPONSE']._serialized_end=482
   _globals['_MODEL']._serialized_start=485
-  _globals['_MODEL']._serialized_end=905
-  _globals['_DISCOVERY']._serialized_start=907
-  _globals['_DISCOVERY']._serialized_end=985
-  _globals['_CONTROLNET']._serialized_start=987
-  _globals['_CONTROLNET']._serialized_end=1054
-  _globals['_IDENTITYADAPTER']._serialized_start=1056
-  _globals['_IDENTITYADAPTER']._serialized_end=1130
-  _globals['_IMAGESIZE']._serialized_start=1132
-  _globals['_IMAGESIZE']._serialized_end=1174
-  _globals['_LIMITS']._serialized_start=1177
-  _globals['_LIMITS']._serialized_end=1349
-  _globals['_MODELSERVICE']._serialized_start=1352
-  _globals['_MODELSERVICE']._serialized_end=1762
+  _globals['_MODEL']._serialized_end=931
+  _globals['_DISCOVERY']._serialized_start=933
+  _globals['_DISCOVERY']._serialized_end=1011
+  _globals['_CONTROLNET']._serialized_start=1013
+  _globals['_CONTROLNET']._serialized_end=1080
+  _globals['_IDENTITYADAPTER']._serialized_start=1082
+  _globals['_IDENTITYADAPTER']._serialized_end=1156
+  _globals['_IMAGESIZE']._serialized_start=1158
+  _globals['_IMAGESIZE']._serialized_end=1200
+  _globals['_LIMITS']._serialized_start=1203
+  _globals['_LIMITS']._serialized_end=1375
+  _globals['_MODELSERVICE']._serialized_start=1378
+  _globals['_MODELSERVICE']._serialized_end=1788
 # @@protoc_insertion_point(module_scope)

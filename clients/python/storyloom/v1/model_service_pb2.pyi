@@ -66,7 +66,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras", "methods", "controlnets", "discovery")
+    __slots__ = ("name", "description", "is_default", "sizes", "defaults", "limits", "solvers", "adapters", "identity_adapters", "loras", "methods", "controlnets", "discovery", "character_finder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class Model(_message.Message):
     METHODS_FIELD_NUMBER: _ClassVar[int]
     CONTROLNETS_FIELD_NUMBER: _ClassVar[int]
     DISCOVERY_FIELD_NUMBER: _ClassVar[int]
+    CHARACTER_FINDER_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -93,7 +94,8 @@ class Model(_message.Message):
     methods: _containers.RepeatedScalarFieldContainer[str]
     controlnets: _containers.RepeatedCompositeFieldContainer[ControlNet]
     discovery: Discovery
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., controlnets: _Optional[_Iterable[_Union[ControlNet, _Mapping[str, object]]]] = ..., discovery: _Optional[_Union[Discovery, _Mapping[str, object]]] = ...) -> None: ...
+    character_finder: bool
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: _Optional[bool] = ..., sizes: _Optional[_Iterable[_Union[ImageSize, _Mapping[str, object]]]] = ..., defaults: _Optional[_Union[_story_pb2.Settings, _Mapping[str, object]]] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., solvers: _Optional[_Iterable[_Union[_story_pb2.Solver, str]]] = ..., adapters: _Optional[_Iterable[str]] = ..., identity_adapters: _Optional[_Iterable[_Union[IdentityAdapter, _Mapping[str, object]]]] = ..., loras: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., controlnets: _Optional[_Iterable[_Union[ControlNet, _Mapping[str, object]]]] = ..., discovery: _Optional[_Union[Discovery, _Mapping[str, object]]] = ..., character_finder: _Optional[bool] = ...) -> None: ...
 
 class Discovery(_message.Message):
     __slots__ = ("settings", "negative_prompt")

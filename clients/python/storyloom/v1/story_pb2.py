@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storyloom/v1/story.proto\x12\x0cstoryloom.v1\"\xba\x01\n\x05Story\x12\r\n\x05title\x18\x01 \x01(\t\x12+\n\ncharacters\x18\x02 \x03(\x0b\x32\x17.storyloom.v1.Character\x12#\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x13.storyloom.v1.Frame\x12\r\n\x05style\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12(\n\x08settings\x18\x06 \x01(\x0b\x32\x16.storyloom.v1.Settings\"\xa2\x01\n\tCharacter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x63haracter_id\x18\x03 \x01(\t\x12+\n\nreferences\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\x12/\n\x08identity\x18\x05 \x01(\x0b\x32\x1d.storyloom.v1.IdentityOptions\"U\n\tReference\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.storyloom.v1.ReferenceRole\"\x85\x01\n\x0fIdentityOptions\x12\x12\n\x05scale\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12(\n\x04keep\x18\x02 \x03(\x0e\x32\x1a.storyloom.v1.IdentityPart\x12*\n\x05\x62lend\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.IdentityBlendB\x08\n\x06_scale\"E\n\rIdentityBlend\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"i\n\x05\x46rame\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncharacters\x18\x02 \x03(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12 \n\x04pose\x18\x04 \x01(\x0b\x32\x12.storyloom.v1.PoseB\x07\n\x05_seed\"O\n\x04Pose\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x15\n\x08strength\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\ncontrolnet\x18\x03 \x01(\tB\x0b\n\t_strength\"P\n\x0b\x43onsistency\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\tB\n\n\x08_enabled\"\xa1\x01\n\x0bRedenoising\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bmask_margin\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bmask_growth\x18\x04 \x01(\rH\x03\x88\x01\x01\x42\n\n\x08_enabledB\x08\n\x06_startB\x0e\n\x0c_mask_marginB\x0e\n\x0c_mask_growth\"\xa4\x03\n\x08Settings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12$\n\x06solver\x18\x04 \x01(\x0e\x32\x14.storyloom.v1.Solver\x12\x12\n\x05width\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x06height\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12.\n\x0b\x63onsistency\x18\x08 \x01(\x0b\x32\x19.storyloom.v1.Consistency\x12\x18\n\x10preview_interval\x18\t \x01(\r\x12\x18\n\x10identity_adapter\x18\n \x01(\t\x12\'\n\x05loras\x18\x0b \x03(\x0b\x32\x18.storyloom.v1.LoraWeight\x12.\n\x0bredenoising\x18\x0c \x01(\x0b\x32\x19.storyloom.v1.RedenoisingB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x08\n\x06_widthB\t\n\x07_heightB\x07\n\x05_seed\":\n\nLoraWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight*i\n\rReferenceRole\x12\x1e\n\x1aREFERENCE_ROLE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFERENCE_ROLE_CHARACTER\x10\x01\x12\x1a\n\x16REFERENCE_ROLE_CLOTHES\x10\x02*\x90\x01\n\x0cIdentityPart\x12\x1d\n\x19IDENTITY_PART_UNSPECIFIED\x10\x00\x12\x16\n\x12IDENTITY_PART_FACE\x10\x01\x12\x16\n\x12IDENTITY_PART_HAIR\x10\x02\x12\x19\n\x15IDENTITY_PART_CLOTHES\x10\x03\x12\x16\n\x12IDENTITY_PART_BODY\x10\x04*`\n\x0b\x43ontrolKind\x12\x1c\n\x18\x43ONTROL_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTROL_KIND_POSE\x10\x01\x12\x1c\n\x18\x43ONTROL_KIND_IDENTITYNET\x10\x02*U\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOLVER_DDIM\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x10\n\x0cSOLVER_UNIPC\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storyloom/v1/story.proto\x12\x0cstoryloom.v1\"\xba\x01\n\x05Story\x12\r\n\x05title\x18\x01 \x01(\t\x12+\n\ncharacters\x18\x02 \x03(\x0b\x32\x17.storyloom.v1.Character\x12#\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x13.storyloom.v1.Frame\x12\r\n\x05style\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12(\n\x08settings\x18\x06 \x01(\x0b\x32\x16.storyloom.v1.Settings\"\xa2\x01\n\tCharacter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x63haracter_id\x18\x03 \x01(\t\x12+\n\nreferences\x18\x04 \x03(\x0b\x32\x17.storyloom.v1.Reference\x12/\n\x08identity\x18\x05 \x01(\x0b\x32\x1d.storyloom.v1.IdentityOptions\"U\n\tReference\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12)\n\x04role\x18\x03 \x01(\x0e\x32\x1b.storyloom.v1.ReferenceRole\"\x9c\x01\n\x0fIdentityOptions\x12\x12\n\x05scale\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12(\n\x04keep\x18\x02 \x03(\x0e\x32\x1a.storyloom.v1.IdentityPart\x12*\n\x05\x62lend\x18\x03 \x01(\x0b\x32\x1b.storyloom.v1.IdentityBlend\x12\x15\n\rregion_prompt\x18\x04 \x01(\tB\x08\n\x06_scale\"E\n\rIdentityBlend\x12\x14\n\x0c\x63haracter_id\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"i\n\x05\x46rame\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncharacters\x18\x02 \x03(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12 \n\x04pose\x18\x04 \x01(\x0b\x32\x12.storyloom.v1.PoseB\x07\n\x05_seed\"O\n\x04Pose\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x15\n\x08strength\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\ncontrolnet\x18\x03 \x01(\tB\x0b\n\t_strength\"P\n\x0b\x43onsistency\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\tB\n\n\x08_enabled\"\xc3\x01\n\x0bRedenoising\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bmask_margin\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bmask_growth\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x14\n\x07retries\x18\x05 \x01(\rH\x04\x88\x01\x01\x42\n\n\x08_enabledB\x08\n\x06_startB\x0e\n\x0c_mask_marginB\x0e\n\x0c_mask_growthB\n\n\x08_retries\"\xa4\x03\n\x08Settings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12$\n\x06solver\x18\x04 \x01(\x0e\x32\x14.storyloom.v1.Solver\x12\x12\n\x05width\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x06height\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12.\n\x0b\x63onsistency\x18\x08 \x01(\x0b\x32\x19.storyloom.v1.Consistency\x12\x18\n\x10preview_interval\x18\t \x01(\r\x12\x18\n\x10identity_adapter\x18\n \x01(\t\x12\'\n\x05loras\x18\x0b \x03(\x0b\x32\x18.storyloom.v1.LoraWeight\x12.\n\x0bredenoising\x18\x0c \x01(\x0b\x32\x19.storyloom.v1.RedenoisingB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x08\n\x06_widthB\t\n\x07_heightB\x07\n\x05_seed\":\n\nLoraWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight*i\n\rReferenceRole\x12\x1e\n\x1aREFERENCE_ROLE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFERENCE_ROLE_CHARACTER\x10\x01\x12\x1a\n\x16REFERENCE_ROLE_CLOTHES\x10\x02*\x90\x01\n\x0cIdentityPart\x12\x1d\n\x19IDENTITY_PART_UNSPECIFIED\x10\x00\x12\x16\n\x12IDENTITY_PART_FACE\x10\x01\x12\x16\n\x12IDENTITY_PART_HAIR\x10\x02\x12\x19\n\x15IDENTITY_PART_CLOTHES\x10\x03\x12\x16\n\x12IDENTITY_PART_BODY\x10\x04*`\n\x0b\x43ontrolKind\x12\x1c\n\x18\x43ONTROL_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTROL_KIND_POSE\x10\x01\x12\x1c\n\x18\x43ONTROL_KIND_IDENTITYNET\x10\x02*U\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSOLVER_DDIM\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x10\n\x0cSOLVER_UNIPC\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storyloom.v1.story_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFERENCEROLE']._serialized_start=1607
-  _globals['_REFERENCEROLE']._serialized_end=1712
-  _globals['_IDENTITYPART']._serialized_start=1715
-  _globals['_IDENTITYPART']._serialized_end=1859
-  _globals['_CONTROLKIND']._serialized_start=1861
-  _globals['_CONTROLKIND']._serialized_end=1957
-  _globals['_SOLVER']._serialized_start=1959
-  _globals['_SOLVER']._serialized_end=2044
+  _globals['_REFERENCEROLE']._serialized_start=1664
+  _globals['_REFERENCEROLE']._serialized_end=1769
+  _globals['_IDENTITYPART']._serialized_start=1772
+  _globals['_IDENTITYPART']._serialized_end=1916
+  _globals['_CONTROLKIND']._serialized_start=1918
+  _globals['_CONTROLKIND']._serialized_end=2014
+  _globals['_SOLVER']._serialized_start=2016
+  _globals['_SOLVER']._serialized_end=2101
   _globals['_STORY']._serialized_start=43
   _globals['_STORY']._serialized_end=229
   _globals['_CHARACTER']._serialized_start=232
@@ -46,19 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFERENCE']._serialized_start=396
   _globals['_REFERENCE']._serialized_end=481
   _globals['_IDENTITYOPTIONS']._serialized_start=484
-  _globals['_IDENTITYOPTIONS']._serialized_end=617
-  _globals['_IDENTITYBLEND']._serialized_start=619
-  _globals['_IDENTITYBLEND']._serialized_end=688
-  _globals['_FRAME']._serialized_start=690
-  _globals['_FRAME']._serialized_end=795
-  _globals['_POSE']._serialized_start=797
-  _globals['_POSE']._serialized_end=876
-  _globals['_CONSISTENCY']._serialized_start=878
-  _globals['_CONSISTENCY']._serialized_end=958
-  _globals['_REDENOISING']._serialized_start=961
-  _globals['_REDENOISING']._serialized_end=1122
-  _globals['_SETTINGS']._serialized_start=1125
-  _globals['_SETTINGS']._serialized_end=1545
-  _globals['_LORAWEIGHT']._serialized_start=1547
-  _globals['_LORAWEIGHT']._serialized_end=1605
+  _globals['_IDENTITYOPTIONS']._serialized_end=640
+  _globals['_IDENTITYBLEND']._serialized_start=642
+  _globals['_IDENTITYBLEND']._serialized_end=711
+  _globals['_FRAME']._serialized_start=713
+  _globals['_FRAME']._serialized_end=818
+  _globals['_POSE']._serialized_start=820
+  _globals['_POSE']._serialized_end=899
+  _globals['_CONSISTENCY']._serialized_start=901
+  _globals['_CONSISTENCY']._serialized_end=981
+  _globals['_REDENOISING']._serialized_start=984
+  _globals['_REDENOISING']._serialized_end=1179
+  _globals['_SETTINGS']._serialized_start=1182
+  _globals['_SETTINGS']._serialized_end=1602
+  _globals['_LORAWEIGHT']._serialized_start=1604
+  _globals['_LORAWEIGHT']._serialized_end=1662
 # @@protoc_insertion_point(module_scope)

@@ -90,14 +90,16 @@ class Reference(_message.Message):
     def __init__(self, picture: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., role: _Optional[_Union[ReferenceRole, str]] = ...) -> None: ...
 
 class IdentityOptions(_message.Message):
-    __slots__ = ("scale", "keep", "blend")
+    __slots__ = ("scale", "keep", "blend", "region_prompt")
     SCALE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
+    REGION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     scale: float
     keep: _containers.RepeatedScalarFieldContainer[IdentityPart]
     blend: IdentityBlend
-    def __init__(self, scale: _Optional[float] = ..., keep: _Optional[_Iterable[_Union[IdentityPart, str]]] = ..., blend: _Optional[_Union[IdentityBlend, _Mapping[str, object]]] = ...) -> None: ...
+    region_prompt: str
+    def __init__(self, scale: _Optional[float] = ..., keep: _Optional[_Iterable[_Union[IdentityPart, str]]] = ..., blend: _Optional[_Union[IdentityBlend, _Mapping[str, object]]] = ..., region_prompt: _Optional[str] = ...) -> None: ...
 
 class IdentityBlend(_message.Message):
     __slots__ = ("character_id", "weight")
@@ -140,16 +142,18 @@ class Consistency(_message.Message):
     def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
 
 class Redenoising(_message.Message):
-    __slots__ = ("enabled", "start", "mask_margin", "mask_growth")
+    __slots__ = ("enabled", "start", "mask_margin", "mask_growth", "retries")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     MASK_MARGIN_FIELD_NUMBER: _ClassVar[int]
     MASK_GROWTH_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     start: float
     mask_margin: int
     mask_growth: int
-    def __init__(self, enabled: _Optional[bool] = ..., start: _Optional[float] = ..., mask_margin: _Optional[int] = ..., mask_growth: _Optional[int] = ...) -> None: ...
+    retries: int
+    def __init__(self, enabled: _Optional[bool] = ..., start: _Optional[float] = ..., mask_margin: _Optional[int] = ..., mask_growth: _Optional[int] = ..., retries: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras", "redenoising")

@@ -297,7 +297,7 @@ class FramePreview(_message.Message):
     def __init__(self, frame_index: _Optional[int] = ..., step: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ...) -> None: ...
 
 class FrameResult(_message.Message):
-    __slots__ = ("frame_index", "image", "seed", "prompt", "reused", "finished_seconds", "safety_flag")
+    __slots__ = ("frame_index", "image", "seed", "prompt", "reused", "finished_seconds", "safety_flag", "missing_characters")
     FRAME_INDEX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +305,7 @@ class FrameResult(_message.Message):
     REUSED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SAFETY_FLAG_FIELD_NUMBER: _ClassVar[int]
+    MISSING_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     frame_index: int
     image: Image
     seed: int
@@ -312,7 +313,8 @@ class FrameResult(_message.Message):
     reused: bool
     finished_seconds: float
     safety_flag: str
-    def __init__(self, frame_index: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., reused: _Optional[bool] = ..., finished_seconds: _Optional[float] = ..., safety_flag: _Optional[str] = ...) -> None: ...
+    missing_characters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, frame_index: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., reused: _Optional[bool] = ..., finished_seconds: _Optional[float] = ..., safety_flag: _Optional[str] = ..., missing_characters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StoryDone(_message.Message):
     __slots__ = ("timings", "consistency")

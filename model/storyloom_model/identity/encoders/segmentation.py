@@ -19,6 +19,7 @@ from PIL import Image
 from storyloom_model.identity.encoders.crops import Mask, Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
 from storyloom_model.identity.encoders.faces import providers_for
+from storyloom_model.identity.encoders.grounding import BoxSegmenter, WordDetector
 from storyloom_model.identity.parts import PARTS, part_named
 
 BUILT_IN_FILE = "segmenter.onnx"
@@ -129,37 +130,17 @@ class GroundedSegmenter:
     LEAST = 0.3
     """Score of a box to count, of the detector for the whole phrase."""
 
-    def __init__(self, detector: Path, sam: Path, device: str = "cpu", phrase: str = "a person.") -> None:
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
-
-        self._detector = _pretrained(AutoModelForZeroShotObjectDetection, detector, device)
-        self._reader = AutoProcessor.from_pretrained(detector, local_files_only=True)
-        self._sam = _pretrained(SamModel, sam, device)
-        self._prompter = SamProcessor.from_pretrained(sam, local_files_only=True)
+    def __init__(self, detector: Path, sam: Path, device: str = "cpu", phrase: str = "a person") -> None:
+        self._detector, self._sam = WordDetector(detector, device), BoxSegmenter(sam, device)
         self._phrase = phrase
 
-    @torch.inference_mode()
     def people(self, picture: Pixels, least: float = LEAST) -> Mask:
-        height, width = picture.shape[:2]
-        image = Image.fromarray(picture)
-        inputs = self._reader(images=image, text=self._phrase, return_tensors="pt").to(self._detector.device)
-        (found,) = self._reader.post_process_grounded_object_detection(
-            self._detector(**inputs), inputs.input_ids, threshold=least, target_sizes=[(height, width)]
-        )
-        if not len(found["boxes"]):
-            return np.zeros((height, width), np.bool_)
-        return self.inside(image, found["boxes"].cpu())
+        found = self._detector.find(picture, [self._phrase])
+        return self.inside(picture, found.boxes[found.scores > least])
 
-    @torch.inference_mode()
-    def inside(self, image: Image.Image, boxes: torch.Tensor) -> Mask:
+    def inside(self, picture: Pixels, boxes: NDArray[np.float32]) -> Mask:
         """What SAM takes for the things in boxes [n, 4] (left, top, right, bottom), together."""
-        inputs = self._prompter(image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self._sam.device)
-        output = self._sam(**inputs, multimask_output=False)
-        (masks,) = self._prompter.image_processor.post_process_masks(
-            output.pred_masks.cpu(), inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
-        )
-        mask: Mask = masks.flatten(0, 1).any(0).numpy()
-        return mask
+        return np.asarray(self._sam.inside(picture, boxes).any(axis=0))
 
 
 def load_segmenter(folder: Path, device: str = "cpu") -> Segmenter:
