@@ -160,7 +160,8 @@ def _check_global_references(job: StoryJob, asked: GlobalReferences, manifest: M
     name = str(job.identity_adapter)
     if manifest.identity_adapters[name].method not in ADAPTERS:
         raise JobError(
-            f"identity adapter {name} takes characters, not whole pictures; name one of the form {' or '.join(ADAPTERS)}"
+            f"identity adapter {name} takes characters, not whole pictures; name one of the form "
+            f"{' or '.join(ADAPTERS)}"
         )
     if not 0 <= asked.scale <= MAX_SCALE:
         raise JobError(f"the pictures of the round before have scale {asked.scale}; use one from 0 to {MAX_SCALE}")

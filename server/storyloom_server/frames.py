@@ -1,4 +1,4 @@
-"""What is kept of a finished frame beside its picture, so that later frames can take it as an anchor."""
+"""What is kept of a finished frame beside its picture, so that later frames can take after it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from storyloom_model.consistency import Look
 
 @dataclass(frozen=True, slots=True)
 class FinishedFrame:
-    """Size in pixels, final latents as ``AnchorFrame`` takes them, and the look of each character (float32 bytes)."""
+    """Size in pixels, final latents as ``AnchorFrame`` takes them, the look of each character (float32 bytes), and what
+    the image encoder says of the picture (``IdentityFeatures.to_bytes()``), where the story is made in rounds.
+    """
 
     width: int
     height: int
     latents: bytes
     looks: Mapping[str, bytes]
+    seen: bytes = b""
 
     @property
     def looks_by_name(self) -> dict[str, Look]:
@@ -27,14 +30,14 @@ class FinishedFrame:
         return {name: np.frombuffer(data, dtype="<f4") for name, data in self.looks.items()}
 
     def to_bytes(self) -> bytes:
-        """A header line of JSON, the latents, then the looks in the header's order."""
+        """A header line of JSON, the latents, the looks in the header's order, then what was seen."""
         header = {
             "width": self.width,
             "height": self.height,
             "latents": len(self.latents),
             "looks": {name: len(data) for name, data in self.looks.items()},
         }
-        return b"".join((json.dumps(header).encode(), b"\n", self.latents, *self.looks.values()))
+        return b"".join((json.dumps(header).encode(), b"\n", self.latents, *self.looks.values(), self.seen))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -46,4 +49,4 @@ class FinishedFrame:
         for name, size in header["looks"].items():
             looks[name] = rest[place : place + size]
             place += size
-        return cls(header["width"], header["height"], latents, looks)
+        return cls(header["width"], header["height"], latents, looks, rest[place:])

@@ -23,7 +23,7 @@ from storyloom_model.jobs import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.pace import CheckpointPace
-from storyloom_server.engine.references import ReferenceQueue, fingerprint
+from storyloom_server.engine.references import ReferenceQueue, fingerprint, seen
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
@@ -326,7 +326,8 @@ class Engine:
             for frame, picture in zip(frames, pictures, strict=True):
                 looks = backend.looks(job.encoded, frame, picture)
                 found = {name: np.asarray(look, dtype="<f4").tobytes() for name, look in looks.items()}
-                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), job.latents[frame], found))
+                says = seen(backend, picture, job.submit.reads)
+                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), job.latents[frame], found, says))
             if self._scheduler.decoded(job_id, frames, seconds=seconds):
                 self._finish(job_id, job)
 
