@@ -182,7 +182,7 @@ def by_hand(denoiser: Denoiser, plan: StoryPlan, windows: Sequence[range]) -> li
 
 
 def test_the_last_rounds_pictures_are_the_story(channel: grpc.Channel, catalog: ModelCatalog, package: Path) -> None:
-    """To the bit those of the rounds written out, of a story of two windows; progress counts all of them."""
+    """Those of the rounds written out, up to rounding, of a story of two windows; progress counts all of them."""
     asked = in_rounds(3, frames=9)
     asked.settings.preview_interval = 2
     events = list(generate(channel, asked))
@@ -198,7 +198,10 @@ def test_the_last_rounds_pictures_are_the_story(channel: grpc.Channel, catalog: 
     assert timings.total_seconds >= timings.encode_seconds + timings.denoise_seconds + timings.decode_seconds > 0
     found = pictures_of(events)
     plan = planned(asked, catalog)
-    assert found == by_hand(Denoiser.load(package), plan, [range(8), range(8, 9)])
+    expected = by_hand(Denoiser.load(package), plan, [range(8), range(8, 9)])
+    for one, other in zip(found, expected, strict=True):
+        levels = [np.frombuffer(picture, np.uint8).astype(int) for picture in (one, other)]
+        assert np.abs(levels[0] - levels[1]).max() <= 2
     once = pictures_of(list(generate(channel, in_rounds(1, frames=9))))
     assert all(one != other for one, other in zip(found, once, strict=True)), "also the frames that nobody is in"
 
