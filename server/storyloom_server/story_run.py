@@ -346,10 +346,11 @@ class StoryRun:
         )
 
     async def _previews(self, window: Window, message: messages.Preview) -> None:
+        step = self._round * total_steps(self.story.job_of(window)) + message.step
         for index, pixels in zip(window.frames, message.frames, strict=True):
             png = await self._frames.png(pixels, index)
             image = pb.Image(png=png, width=pixels.width, height=pixels.height)
-            await self._teller.passing(preview=pb.FramePreview(frame_index=index, step=message.step, image=image))
+            await self._teller.passing(preview=pb.FramePreview(frame_index=index, step=step, image=image))
 
     async def _keep_checkpoint(self, window: Window, message: messages.Checkpoint) -> None:
         header = self._round << _ROUND_SHIFT | message.step

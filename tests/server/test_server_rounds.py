@@ -192,8 +192,9 @@ def test_the_last_rounds_pictures_are_the_story(channel: grpc.Channel, catalog: 
     assert steps[-1][0] == 24
     assert events[0].accepted.settings.consistency.rounds.count == 3
     assert [event.frame.frame_index for event in events if event.HasField("frame")] == list(range(9))
-    early = [event for event in events[: len(events) // 3] if event.HasField("preview")]
-    assert early, "no preview of the first round"
+    previews = [event.preview.step for event in events if event.HasField("preview") and not event.preview.frame_index]
+    assert previews == sorted(set(previews))
+    assert min(previews) <= 4 < 8 < max(previews), "not of every round"
     timings = events[-1].done.timings
     assert timings.total_seconds >= timings.encode_seconds + timings.denoise_seconds + timings.decode_seconds > 0
     found = pictures_of(events)

@@ -125,8 +125,8 @@ class Frame(_Model):
 
 
 class Rounds(_Model):
-    """How often the method ``story-adapter`` makes a story, each time with the pictures of the time before as references.
-    What is absent takes the server's default. In a story file, a number stands for the count.
+    """How often the method ``story-adapter`` makes a story, with the pictures of the time before as references. What is
+    absent takes the server's default. In a story file, a number stands for the count.
 
     :ivar count: rounds in all, the first of which is made from the prompts alone.
     :ivar first_scale: how much the pictures of the round before count in the second round, 0 to 2.

@@ -59,8 +59,7 @@ class StoryFile:
         loras = list(self.story.settings.loras)
         if parts[:2] == ["settings", "loras"] and isinstance(parts[-2], int) and parts[-2] < len(loras):
             parts = ["settings", "loras", loras[parts[-2]]]
-        # A frame, character or pose may be written as a plain text, rounds as a number; then the first field is the entry
-        # itself.
+        # A frame, character or pose may be written as a plain text, rounds as a number: then that is the first field.
         short = ("prompt", "description", "picture", "count")
         while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in short:
             parts.pop()
