@@ -80,6 +80,10 @@ METHODS: dict[str, Method] = {
         _shown("storynizor", consistency={"method": "fastcomposer"}),
         references=True,
     ),
+    "story-adapter": Method(
+        "eleven rounds, each with the pictures of the one before as references of an IP-Adapter",
+        {"consistency": {"enabled": True, "adapter": "none", "method": "story-adapter"}},
+    ),
     "identitystory": Method(
         "references by the ID-Injector in a second pass, in their own places",
         _shown("storynizor", consistency=_ALONE, redenoising={"enabled": True}),
@@ -135,7 +139,7 @@ def _changed(found: Method, changes: str) -> dict[str, Any]:
 
 
 def evaluations(settings: Settings) -> float:
-    """UNet evaluations of one frame as its settings tell: a row a step for each guidance branch.
+    """UNet evaluations of one frame as its settings tell: a row a step for each guidance branch, in every round.
 
     What a method does beside that (a second pass, the anchors of later windows) only the server knows.
 
@@ -143,4 +147,5 @@ def evaluations(settings: Settings) -> float:
         settings: with every default filled in.
     """
     branches = 1 if settings.guidance_scale == 1 else 2
-    return float((settings.steps or 0) * branches)
+    rounds = settings.consistency.rounds
+    return float((settings.steps or 0) * branches * ((rounds.count or 1) if rounds is not None else 1))

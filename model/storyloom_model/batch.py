@@ -188,13 +188,15 @@ def capacity_of(
         limits: of the package.
         bucket: what a number of rows is padded to; None: it is not.
     """
-    controlled = controlled_rows(states)
+    controlled, identity_tokens = controlled_rows(states), limits.max_identity_tokens
+    while identity_tokens < max((state.identity.tokens for state in states if state.identity is not None), default=0):
+        identity_tokens *= 2  # The pictures of a round may be many; few sizes make few shapes.
     # A character, its parts; and a stream for each.
     each = 1 + len(PARTS) if any(state.part_of is not None for state in states) else 1
     return Capacity(
         rows,
         cast=max(limits.max_characters * each, *(state.token_mask.shape[1] for state in states)),
-        identity_tokens=limits.max_identity_tokens,
+        identity_tokens=identity_tokens,
         streams=limits.max_characters * each,
         controlled_rows=bucket(controlled) or controlled,
     )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from storyloom_model.controlnets.checks import check_controls
-from storyloom_model.jobs import Identity, JobError, Redenoising, StoryJob
+from storyloom_model.jobs import GlobalReferences, Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
 from storyloom_model.methods.names import METHODS, MethodName
+from storyloom_model.methods.rounds import ADAPTERS
 from storyloom_model.package import PackageError
 from storyloom_model.redenoising.plan import MAX_DILATION
 from storyloom_model.solvers import SOLVERS
@@ -81,9 +82,11 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
         raise JobError(f"size {job.width}x{job.height} is not served; use one of {sizes}")
     _check_anchors(job, manifest, 4 * latent_values)
     _check_loras(job, can)
-    if job.identities:
+    if job.shows_references:
         _check_identity_adapter(job, can)
         _check_identities(job, manifest)
+    if job.global_references is not None:
+        _check_global_references(job, job.global_references, manifest)
     for name in dict.fromkeys(frame.control.controlnet for frame in job.frames if frame.control is not None):
         if name not in can.controlnets:
             raise JobError(_unknown("ControlNet", name, can, can.controlnets, manifest.controlnets))
@@ -125,7 +128,7 @@ def _check_loras(job: StoryJob, can: Abilities) -> None:
 def _check_identity_adapter(job: StoryJob, can: Abilities) -> None:
     name = Manifest.adapter_key(job.identity_adapter)
     if name is None:
-        who = ", ".join(one.character for one in job.identities)
+        who = ", ".join(one.character for one in job.identities) or "the frames"
         known = f"use one of {', '.join(can.identity_adapters)}, or " if can.identity_adapters else ""
         raise JobError(f"{who} have references, but no identity adapter is named; {known}leave the references out")
     if name not in can.identity_adapters:
@@ -151,6 +154,19 @@ def _check_identities(job: StoryJob, manifest: Manifest) -> None:
                 f"{', '.join(keeps)} from references; name one of these, or use another adapter"
             )
         _check_amounts(one)
+
+
+def _check_global_references(job: StoryJob, asked: GlobalReferences, manifest: Manifest) -> None:
+    name = str(job.identity_adapter)
+    if manifest.identity_adapters[name].method not in ADAPTERS:
+        raise JobError(
+            f"identity adapter {name} takes characters, not whole pictures; name one of the form "
+            f"{' or '.join(ADAPTERS)}"
+        )
+    if not 0 <= asked.scale <= MAX_SCALE:
+        raise JobError(f"the pictures of the round before have scale {asked.scale}; use one from 0 to {MAX_SCALE}")
+    if job.redenoising is not None:
+        raise JobError("a story made in rounds takes no second pass; leave re-denoising out, or use another method")
 
 
 def _check_redenoising(job: StoryJob, asked: Redenoising) -> None:

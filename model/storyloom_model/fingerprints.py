@@ -47,9 +47,11 @@ def job_fingerprint(job: StoryJob) -> str:
         [[_prompt(frame.prompt), frame.seed, *_control(frame.control)] for frame in job.frames],
         [job.negative_prompt, job.steps, job.guidance_scale, job.solver, job.width, job.height],
         [job.adapter, job.loras, job.cross_frame, job.method, anchors],
-        [identities, job.identity_adapter if job.identities else None],
+        [identities, job.identity_adapter if job.shows_references else None],
         None if job.redenoising is None else _redenoising(job.redenoising),
     ]
+    if job.global_references is not None:  # Jobs without keep the names that they had before there were any.
+        content.append([_digest(job.global_references.features), job.global_references.scale])
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 

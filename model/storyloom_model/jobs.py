@@ -61,6 +61,17 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class GlobalReferences:
+    """Whole pictures to which every frame attends wherever it looks, all of them in one softmax (Story-Adapter).
+
+    ``features`` are ``IdentityFeatures.to_bytes()`` of the pictures. ``scale`` multiplies the identity adapter's own.
+    """
+
+    features: bytes
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
     """What is made of one character in a second pass: ``prompt`` shows it alone."""
 
@@ -95,7 +106,8 @@ class StoryJob:
     whose anchors are frames that exist. ``identities`` are of characters with references, and ``identity_adapter``
     names what makes use of them; without identities it is left aside. ``method`` names the story method, of
     ``methods.names``; "" stands for the package's. With ``redenoising`` identities act in a second pass alone; see
-    ``redenoising.plan`` for the rows and steps of it.
+    ``redenoising.plan`` for the rows and steps of it. ``global_references`` are for the identity adapter, too; it must
+    be of ``methods.rounds.ADAPTERS``.
     """
 
     frames: tuple[FrameJob, ...]
@@ -113,6 +125,12 @@ class StoryJob:
     loras: tuple[tuple[str, float], ...] = ()
     method: str = ""
     redenoising: Redenoising | None = None
+    global_references: GlobalReferences | None = None
+
+    @property
+    def shows_references(self) -> bool:
+        """True when there is something for the identity adapter to see."""
+        return bool(self.identities) or self.global_references is not None
 
     @property
     def guided(self) -> bool:

@@ -26,6 +26,7 @@ from storyloom_model.manifest import Manifest
 from storyloom_model.methods.method import Method
 from storyloom_model.methods.names import APART
 from storyloom_model.methods.registry import REGISTRY
+from storyloom_model.methods.rounds import MOST_TOKENS
 from storyloom_model.noise import initial_noise
 from storyloom_model.solvers import Solver
 from storyloom_model.state import CompatibilityKey, LaterText, StoryState
@@ -116,7 +117,7 @@ class Starter:
 
     def variant(self, job: StoryJob) -> Variant:
         """What decides the weights that a job is made with. Nothing of it is checked."""
-        adapter = self.identity_adapters.get(job.identity_adapter or "") if job.identities else None
+        adapter = self.identity_adapters.get(job.identity_adapter or "") if job.shows_references else None
         return Variant(
             adapter=Manifest.adapter_key(job.adapter),
             identity=adapter.name if adapter is not None and adapter.low_rank else None,
@@ -125,7 +126,7 @@ class Starter:
 
     def _adapter_of(self, job: StoryJob) -> IdentityAdapter | None:
         """The identity adapter that a pass uses; None where nobody has references."""
-        if not job.identities or job.identity_adapter is None or job.redenoising is not None:
+        if not job.shows_references or job.identity_adapter is None or job.redenoising is not None:
             return None  # The first of two passes is made from the prompts alone.
         return self.identity_adapters[job.identity_adapter]
 
@@ -133,10 +134,12 @@ class Starter:
         """What is made of the characters' references."""
         streams = None if adapter is None else story_streams(job, adapter)
         most = self.manifest.limits.max_identity_tokens
+        if job.global_references is not None:
+            most += MOST_TOKENS
         if streams is not None and streams.tokens > most:
             raise JobError(
-                f"the characters of one frame have {streams.tokens} identity tokens; {self.manifest.name} takes "
-                f"{most}: give fewer of them references"
+                f"the references of one frame have {streams.tokens} identity tokens; {self.manifest.name} takes "
+                f"{most}: give fewer characters references"
             )
         return streams
 

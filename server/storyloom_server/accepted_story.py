@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storyloom.v1 import story_service_pb2 as pb
-from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.jobs import AnchorFrame, GlobalReferences, StoryJob
 from storyloom_model.redenoising.plan import part, second_groups, second_steps, total_steps
 from storyloom_model.windows import Window, plan_windows
 from storyloom_server.engine.shapes import compatibility_key
@@ -53,19 +53,33 @@ class AcceptedStory:
     def windows(self) -> list[Window]:
         """The jobs that make the frames that are not taken over, in order. The same after every restart."""
         casts = [tuple(frame.prompt.spans) for frame in self.plan.job.frames]
-        return plan_windows(casts, self.plan.window_frames, self.plan.window_anchors, finished=self.reused)
+        # In rounds, frames see whole pictures and no anchors.
+        anchors = self.plan.window_anchors if self.plan.rounds is None else 0
+        return plan_windows(casts, self.plan.window_frames, anchors, finished=self.reused)
 
-    def job_of(self, window: Window, anchors: Sequence[AnchorFrame] = ()) -> StoryJob:
-        """The job that makes a window."""
-        return part(self.plan.job, window.frames, anchors)
+    def job_of(
+        self, window: Window, anchors: Sequence[AnchorFrame] = (), references: GlobalReferences | None = None
+    ) -> StoryJob:
+        """The job that makes a window; ``references``: in a round that has them."""
+        job = part(self.plan.job, window.frames, anchors)
+        if self.plan.rounds is None or references is None:
+            return job
+        return replace(job, identity_adapter=self.plan.rounds.adapter, global_references=references)
+
+    @property
+    def rounds(self) -> int:
+        """How often every window is made."""
+        return 1 if self.plan.rounds is None else self.plan.rounds.rounds.count
 
     @property
     def steps(self) -> int:
-        """Denoising steps of all windows."""
-        return sum(total_steps(self.job_of(window)) for window in self.windows)
+        """Denoising steps of all windows in all rounds."""
+        return self.rounds * sum(total_steps(self.job_of(window)) for window in self.windows)
 
     def spec(self, deadline: float | None) -> StorySpec:
-        """The story as admission sees it: its largest window, for as many steps as all windows take."""
+        """The story as admission sees it: its largest window, for as many steps as all windows of all rounds
+        take.
+        """
         job, windows = self.plan.job, self.windows
         largest = max(windows, key=lambda window: len(window.frames) + len(window.anchors))
         jobs = [self.job_of(window) for window in windows]
@@ -77,6 +91,7 @@ class AcceptedStory:
             steps=self.steps,
             second_steps=sum(map(second_steps, jobs)),
             second_groups=max(map(second_groups, jobs), key=sum),
+            rounds=self.rounds,
         )
         return StorySpec(
             story_id=self.story_id,

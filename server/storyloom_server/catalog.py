@@ -11,6 +11,7 @@ from typing import Any
 from storyloom.v1 import model_service_pb2, story_pb2
 from storyloom_model.manifest import NO_ADAPTER, Manifest
 from storyloom_model.methods.names import METHODS
+from storyloom_model.methods.rounds import ADAPTERS, ROUNDS
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_server.reference_pictures import MAX_REFERENCES
 from storyloom_server.setup_error import SetupError
@@ -79,8 +80,16 @@ class ServedModel:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Story methods that a story may name."""
-        return METHODS
+        """Story methods that a story may name; that of rounds where something takes whole pictures."""
+        return tuple(method for method in METHODS if method != ROUNDS or self.round_adapters)
+
+    @property
+    def round_adapters(self) -> tuple[str, ...]:
+        """Identity adapters that take whole pictures, that of stories that name none first."""
+        if self.manifest.encoders is None:
+            return ()
+        able = [name for name, adapter in self.manifest.identity_adapters.items() if adapter.method in ADAPTERS]
+        return tuple(sorted(able, key=lambda name: name != self.default_identity_adapter))
 
     @property
     def default_method(self) -> str:

@@ -39,11 +39,12 @@ from storyloom_server.store import (
     leases,
 )
 from storyloom_server.store.errors import StoreError
-from storyloom_server.story_run import StoryRun, Workshop
+from storyloom_server.story_run import StoryRun
 from storyloom_server.supervisor import EngineStatus, Supervisor
 from storyloom_server.tenants import Tenant
 from storyloom_server.tracing import Tracing
 from storyloom_server.validate import StoryPlan, plan_story
+from storyloom_server.workshop import Workshop
 
 log = logging.getLogger("storyloom.desk")
 

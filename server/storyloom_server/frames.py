@@ -1,4 +1,4 @@
-"""What is kept of a finished frame beside its picture, so that later frames can take it as an anchor."""
+"""What is kept of a finished frame beside its picture, so that later frames can take after it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from storyloom_model.consistency import Look
 
 @dataclass(frozen=True, slots=True)
 class FinishedFrame:
-    """Size in pixels, final latents as ``AnchorFrame`` takes them, the look of each character (float32 bytes), and the
-    seed that it was made with; None where nobody noted it: the one that was asked for.
+    """Size in pixels, final latents as ``AnchorFrame`` takes them, and the look of each character (float32 bytes).
+
+    ``seed`` made it; None where nobody noted it: the one that was asked for. ``seen`` is what the image encoder says of
+    the picture (``IdentityFeatures.to_bytes()``), where the story is made in rounds.
     """
 
     width: int
@@ -23,6 +25,7 @@ class FinishedFrame:
     latents: bytes
     looks: Mapping[str, bytes]
     seed: int | None = None
+    seen: bytes = b""
 
     @property
     def looks_by_name(self) -> dict[str, Look]:
@@ -30,7 +33,7 @@ class FinishedFrame:
         return {name: np.frombuffer(data, dtype="<f4") for name, data in self.looks.items()}
 
     def to_bytes(self) -> bytes:
-        """A header line of JSON, the latents, then the looks in the header's order."""
+        """A header line of JSON, the latents, the looks in the header's order, then what was seen."""
         header = {
             "width": self.width,
             "height": self.height,
@@ -38,7 +41,7 @@ class FinishedFrame:
             "looks": {name: len(data) for name, data in self.looks.items()},
             "seed": self.seed,
         }
-        return b"".join((json.dumps(header).encode(), b"\n", self.latents, *self.looks.values()))
+        return b"".join((json.dumps(header).encode(), b"\n", self.latents, *self.looks.values(), self.seen))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -50,4 +53,4 @@ class FinishedFrame:
         for name, size in header["looks"].items():
             looks[name] = rest[place : place + size]
             place += size
-        return cls(header["width"], header["height"], latents, looks, header.get("seed"))
+        return cls(header["width"], header["height"], latents, looks, header.get("seed"), rest[place:])

@@ -37,6 +37,8 @@ class Submit:
     ``preview_interval`` and ``checkpoint_interval`` are steps between previews and checkpoints (0: none), and
     ``checkpoint_seconds`` the least seconds between checkpoints.
     ``checkpoint`` is what an earlier engine process sent for the same job; ``done_steps`` are the steps in it.
+    ``reads`` names a field of ``ReferenceFeatures``, which the image encoder then says of every finished picture; "":
+    it says nothing.
     """
 
     job_id: str
@@ -48,6 +50,7 @@ class Submit:
     checkpoint_seconds: float = 0.0
     checkpoint: bytes | None = None
     done_steps: int = 0
+    reads: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,9 @@ class DecodingStarted:
 class FrameDone:
     """One finished frame: its picture, its final latents, and the look of each of its characters, by name.
 
+    ``seen`` is what the image encoder says of the picture, where ``Submit.reads`` asks for it:
+    ``IdentityFeatures.to_bytes()``.
+
     See ``storyloom_model.jobs.AnchorFrame`` for the latents and ``storyloom_model.consistency`` for the looks.
     ``missing`` are characters to whom re-denoising gave nothing, since they were not found in it.
     """
@@ -251,6 +257,7 @@ class FrameDone:
     latents: bytes
     looks: Mapping[str, bytes]
     missing: tuple[str, ...] = ()
+    seen: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

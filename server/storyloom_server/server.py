@@ -47,9 +47,9 @@ from storyloom_server.services.story_service import StoryService
 from storyloom_server.setup_error import SetupError
 from storyloom_server.store import RetentionPolicy, Store, StoreOptions, Sweeper
 from storyloom_server.store.errors import StoreError
-from storyloom_server.story_run import Workshop
 from storyloom_server.supervisor import EngineStatus, RestartPolicy, Supervisor
 from storyloom_server.warm_up import warm_up_job
+from storyloom_server.workshop import Workshop
 
 log = logging.getLogger("storyloom.server")
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.manifest import NO_ADAPTER
+from storyloom_model.methods.rounds import ROUNDS, Rounds
 from storyloom_server.catalog import SOLVERS, ServedModel
 from storyloom_server.redenoising import ResolvedRedenoising, resolve_redenoising
+from storyloom_server.rounds import adapter_of_rounds, check_alone, resolve_rounds, rounds_to_wire, why_no_rounds
 from storyloom_server.violations import Findings
 
 _PATH = "story.settings"
@@ -18,7 +20,8 @@ _MAX_LORAS, _MAX_LORA_WEIGHT = 8, 2.0
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
     """Settings without gaps. ``adapter`` is "none" for the package's weights as they are, ``identity_adapter`` where
-    references are left aside. ``loras`` are names with their weights. ``method`` is the story method.
+    references are left aside. ``loras`` are names with their weights. ``method`` is the story method; ``rounds`` are
+    those of a method that makes a story in several.
     """
 
     steps: int
@@ -34,6 +37,7 @@ class ResolvedSettings:
     loras: tuple[tuple[str, float], ...]
     method: str
     redenoising: ResolvedRedenoising | None
+    rounds: Rounds | None
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -45,7 +49,12 @@ class ResolvedSettings:
             width=self.width,
             height=self.height,
             seed=self.seed,
-            consistency=pb.Consistency(enabled=self.cross_frame, adapter=self.adapter, method=self.method),
+            consistency=pb.Consistency(
+                enabled=self.cross_frame,
+                adapter=self.adapter,
+                method=self.method,
+                rounds=None if self.rounds is None else rounds_to_wire(self.rounds),
+            ),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
             loras=[pb.LoraWeight(name=name, weight=weight) for name, weight in self.loras],
@@ -59,6 +68,12 @@ def resolve_settings(
     """Fills in defaults and notes every bad value in ``found``; the result counts only when nothing was found."""
     width, height = _size(found, asked, model)
     steps = _steps(found, asked, model)
+    method = _method(found, asked, model)
+    cross_frame = asked.consistency.enabled if asked.consistency.HasField("enabled") else True
+    rounds = resolve_rounds(found, asked, method) if cross_frame else None
+    redenoising = resolve_redenoising(found, asked, width, height)
+    if rounds is not None and redenoising is not None:
+        check_alone(found)
     return ResolvedSettings(
         steps=steps,
         guidance_scale=_guidance(found, asked, model),
@@ -66,13 +81,18 @@ def resolve_settings(
         width=width,
         height=height,
         seed=asked.seed if asked.HasField("seed") else choose_seed(),
-        cross_frame=asked.consistency.enabled if asked.consistency.HasField("enabled") else True,
+        cross_frame=cross_frame,
         adapter=_adapter(found, asked, model),
         preview_interval=_preview_interval(found, asked, steps),
-        identity_adapter=_identity_adapter(found, asked, model),
+        identity_adapter=(
+            _identity_adapter(found, asked, model)
+            if rounds is None
+            else adapter_of_rounds(found, asked.identity_adapter, model)
+        ),
         loras=_loras(found, asked, model),
-        method=_method(found, asked, model),
-        redenoising=resolve_redenoising(found, asked, width, height),
+        method=method,
+        redenoising=redenoising,
+        rounds=rounds,
     )
 
 
@@ -157,7 +177,9 @@ def _loras(found: Findings, asked: pb.Settings, model: ServedModel) -> tuple[tup
 
 def _method(found: Findings, asked: pb.Settings, model: ServedModel) -> str:
     method = asked.consistency.method or model.default_method
-    if method not in model.methods:
+    if method == ROUNDS and method not in model.methods:
+        found.add(f"{_PATH}.consistency.method", why_no_rounds(model))
+    elif method not in model.methods:
         found.add(
             f"{_PATH}.consistency.method", f"there is no such story method; use one of {', '.join(model.methods)}"
         )

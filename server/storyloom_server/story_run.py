@@ -10,69 +10,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
-
-import numpy as np
-from google.protobuf import json_format
+from typing import Literal, TypeAlias
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
 from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
-from storyloom_server.event_log import EventLog, LoggedEvent
-from storyloom_server.frames import FinishedFrame
-from storyloom_server.images import encode_png, provenance
+from storyloom_server.event_log import EventLog
+from storyloom_server.finished_frames import FinishedFrames
 from storyloom_server.logs import fields
-from storyloom_server.metrics import Metrics, Outcome, Stage
-from storyloom_server.safety import Safety
+from storyloom_server.metrics import Outcome, Stage
+from storyloom_server.round_pictures import RoundPictures, networks_of
 from storyloom_server.scheduler import Progress
-from storyloom_server.store import Artifact, ArtifactKind, NewEvent, Store, StoryState, Transaction, journal, leases
+from storyloom_server.shelf import Shelf
+from storyloom_server.store import ArtifactKind, StoryState, journal, leases
 from storyloom_server.store.errors import (
     BlobDamagedError,
     BlobMissingError,
     NotFoundError,
-    StorageFullError,
-    StoreBusyError,
-    StoreUnavailableError,
     StoryLostError,
 )
-from storyloom_server.supervisor import EngineStatus, Supervisor
+from storyloom_server.supervisor import EngineStatus
+from storyloom_server.telling import Teller
 from storyloom_server.tracing import StoryTrace
 from storyloom_server.tries import Try, longer, tries_allowed, try_again
+from storyloom_server.workshop import Workshop
 
 log = logging.getLogger("storyloom.story")
 
-_Result = TypeVar("_Result")
-_Parameters = ParamSpec("_Parameters")
-
 # Messages that wait to be handled above which previews and progress are dropped: the store is slower than the engine.
 _DROP_ABOVE = 32
-# Event numbers are reserved in blocks, so that progress costs no write.
-_RESERVE = 256
+# Of the round's number in the header of a checkpoint, above its steps.
+_ROUND_SHIFT = 16
 # A story that was running when the engine died, this often: it runs alone; and it is given up.
 _CRASHES_TO_RUN_ALONE = 2
 _CRASHES_TO_GIVE_UP = 3
-_LONGEST_STORE_PAUSE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What all runs share. At least ``checkpoint_interval`` steps (0: no checkpoints) and ``checkpoint_seconds`` lie
-    between two checkpoints of a story.
-    """
-
-    store: Store
-    engine: Supervisor
-    encoders: Executor
-    metrics: Metrics
-    safety: Safety
-    checkpoint_interval: int
-    checkpoint_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +64,19 @@ class StoryRun:
 
     def __init__(self, story: AcceptedStory, workshop: Workshop, trace: StoryTrace, queue_position: int) -> None:
         self.story = story
-        self.log = EventLog(story.events)
         self.left_queue = False
         self._workshop = workshop
-        self._trace = trace
-        self._inbox: _Inbox = asyncio.Queue()
-        self._sequence = max(story.sequence_reserved if story.events else 0, self.log.last_sequence)
-        self._reserved = story.sequence_reserved
-        self._crashes = story.crashes
-        self._frames: dict[int, FinishedFrame] = {}
+        self._shelf = Shelf(workshop.store, workshop.metrics, story.story_id)
+        self._teller = Teller(story, self._shelf)
+        self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
+        self._frames = FinishedFrames(story, workshop, self._shelf, self._teller, self._began)
+        self._rounds = _rounds(story, self._shelf)
+        self._round = 0
         # Frames of the window under way that somebody is missing in: the best try so far, with its seed.
         self._lacking: dict[int, tuple[int, messages.FrameDone]] = {}
-        self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
+        self._trace = trace
+        self._inbox: _Inbox = asyncio.Queue()
+        self._crashes = story.crashes
         self._steps_before = 0
         self._steps_done = 0
         self._steps = story.steps
@@ -109,6 +84,11 @@ class StoryRun:
         self._position = queue_position
         self._spec = story.spec(story.scheduling.deadline)
         self._timings = pb.StoryTimings()
+
+    @property
+    def log(self) -> EventLog:
+        """What there is to read of the story."""
+        return self._teller.log
 
     @property
     def progress(self) -> Progress:
@@ -143,13 +123,15 @@ class StoryRun:
     async def _run(self) -> str:
         try:
             await self._accepted()
-            await self._take_over_frames()
-            for window in self.story.windows:
-                first = Try(window)
-                if not all(frame in self._frames for frame in window.frames):
-                    await self._make(first)
-                self._steps_before += first.steps(self.story)
-                await self._make_again()
+            first = await self._first_round()
+            for number in range(self.story.rounds):
+                self._round = number
+                for window in self.story.windows:
+                    made = Try(window)
+                    if number >= first and not all(map(self._is_made, window.frames)):
+                        await self._make(made)
+                    self._steps_before += made.steps(self.story)
+                    await self._make_again()
             await self._done()
         except errors.StoryError as error:
             return await self._fail(error)
@@ -168,7 +150,7 @@ class StoryRun:
         """Ends the story with ``error``, and returns its outcome."""
         cancelled = error.reason == errors.CANCELLED
         state = StoryState.CANCELLED if cancelled else StoryState.FAILED
-        await self._write(journal.finish, self.story.story_id, state, error=error.to_bytes())
+        await self._shelf.write(journal.finish, self.story.story_id, state, error=error.to_bytes())
         self._count("cancelled" if cancelled else "failed")
         if error.reason == errors.DEADLINE_EXCEEDED:
             self._workshop.metrics.deadline_missed()
@@ -176,15 +158,8 @@ class StoryRun:
         return error.reason.lower()
 
     async def _accepted(self) -> None:
-        """The story's first event, and what an earlier server has done of it already."""
-        for event in self.story.events:
-            if event.event.HasField("frame"):
-                index = event.event.frame.frame_index
-                try:
-                    data = await self._load(ArtifactKind.LATENTS, index)
-                except (NotFoundError, BlobMissingError, BlobDamagedError) as error:
-                    raise errors.storage_damaged() from error
-                self._frames[index] = FinishedFrame.from_bytes(data)
+        """The story's first event, or what an earlier server has done of it already."""
+        await self._frames.take_up()
         if not self.story.events:
             plan = self.story.plan
             accepted = pb.StoryAccepted(
@@ -193,17 +168,33 @@ class StoryRun:
                 frame_seeds=plan.frame_seeds,
                 reference_notes=plan.reference_notes,
             )
-            await self._tell_durable(accepted=accepted)
+            await self._teller.durable(accepted=accepted)
+        await self._frames.take_over()
 
-    async def _take_over_frames(self) -> None:
-        """Copies frames of the parent story, so that this story needs it no more."""
-        for index in sorted(self.story.reused - self._frames.keys()):
-            try:
-                picture = await self._load(ArtifactKind.PICTURE, index, self.story.parent_id)
-                data = await self._load(ArtifactKind.LATENTS, index, self.story.parent_id)
-            except (NotFoundError, BlobMissingError, BlobDamagedError) as error:
-                raise errors.story_failed("PARENT_GONE", "the story that this one goes on from was deleted") from error
-            await self._keep_frame(index, FinishedFrame.from_bytes(data), picture, reused=True)
+    async def _first_round(self) -> int:
+        """The round to go on with.
+
+        Raises:
+            StoryError: other encoders looked at the frames that are taken over.
+        """
+        if self._rounds is None:
+            return 0
+        lent = {index: self._frames[index].seen for index in self.story.reused}
+        networks = self._workshop.engine.encoders.get(self.story.plan.model, "").partition(":")[0]
+        if any(networks_of(seen) != networks for seen in lent.values()):
+            raise errors.references_outdated(self.story.parent_id)
+        await self._rounds.take_up(lent, networks)
+        return self._rounds.first_open([frame for window in self.story.windows for frame in window.frames])
+
+    @property
+    def _is_last_round(self) -> bool:
+        return self._rounds is None or self._round == self._rounds.last
+
+    def _is_made(self, frame: int) -> bool:
+        """Whether a frame is there, as this round makes it."""
+        if self._rounds is None or self._is_last_round:
+            return frame in self._frames
+        return self._rounds.has(self._round, frame)
 
     async def _make_again(self) -> None:
         """The frames of the window just made in which somebody was missing, each until nobody is or no try is left."""
@@ -211,15 +202,16 @@ class StoryRun:
             number = 0
             while frame in self._lacking:
                 number += 1
-                again = try_again(self.story, frame, number, self._frames.keys())
+                again = try_again(self.story, frame, number, self._frames.indexes)
                 self._spec = longer(self._spec, self.story, again)
                 self._steps += again.steps(self.story)
                 await self._make(again)
                 self._steps_before += again.steps(self.story)
 
     async def _make(self, made: Try) -> None:
-        """One job, through as many engine processes as it takes."""
-        job_id = f"{self.story.story_id}.{made.frames[0]}" + (f".{made.number}" if made.number else "")
+        """One job in one round, through as many engine processes as it takes."""
+        within = f"{self._round}." if self._rounds is not None else ""
+        job_id = f"{self.story.story_id}.{within}{made.frames[0]}" + (f".{made.number}" if made.number else "")
         job = self._job(made)
         try:
             await self._submit(job_id, job, made)
@@ -256,7 +248,7 @@ class StoryRun:
             finished, own = self._frames[index], frames[index]
             seed = own.seed if finished.seed is None else finished.seed
             anchors.append(AnchorFrame(own.prompt, seed, finished.latents))
-        return made.job(self.story, anchors)
+        return made.job(self.story, anchors, self._rounds.references(self._round) if self._rounds else None)
 
     async def _submit(self, job_id: str, job: StoryJob, made: Try) -> None:
         # A further try is short, and no checkpoint of its own would be told from its window's.
@@ -273,6 +265,7 @@ class StoryRun:
             checkpoint_seconds=self._workshop.checkpoint_seconds,
             checkpoint=checkpoint,
             done_steps=done_steps,
+            reads="" if story.plan.rounds is None else story.plan.rounds.pictures.reads,
         )
         self._workshop.engine.submit(submit, self._put)
 
@@ -313,7 +306,7 @@ class StoryRun:
     async def _count_loss(self, lost: messages.EngineLost) -> None:
         if not lost.suspect:
             return
-        counted = await self._write(leases.count_crash, [self.story.story_id])
+        counted = await self._shelf.write(leases.count_crash, [self.story.story_id])
         self._crashes = counted.get(self.story.story_id, self._crashes)
         if self._crashes >= _CRASHES_TO_GIVE_UP:
             raise errors.engine_crashed(self._crashes)
@@ -356,11 +349,11 @@ class StoryRun:
             self._workshop.metrics.story_started(self._timings.queued_seconds)
             self._trace.stage("queue", self._began, time.monotonic())
         # Again after each loss of the engine, which puts the story back among those that wait.
-        await self._write(journal.begin, self.story.story_id)
+        await self._shelf.write(journal.begin, self.story.story_id)
         await self._progress(pb.STORY_STAGE_ENCODING)
 
     async def _progress(self, stage: pb.StoryStage, *, step: int = 0, queue_position: int = 0) -> None:
-        await self._tell_passing(
+        await self._teller.passing(
             progress=pb.StoryProgress(
                 stage=stage,
                 step=self._steps_before + step,
@@ -370,166 +363,61 @@ class StoryRun:
         )
 
     async def _previews(self, made: Try, message: messages.Preview) -> None:
+        step = self._round * made.steps(self.story) + message.step
         for index, pixels in zip(made.frames, message.frames, strict=True):
-            png = await self._encode(pixels, made.seed(self.story.plan.frame_seeds[index]))
+            png = await self._frames.png(pixels, self._seed(made, index))
             image = pb.Image(png=png, width=pixels.width, height=pixels.height)
-            await self._tell_passing(preview=pb.FramePreview(frame_index=index, step=message.step, image=image))
+            await self._teller.passing(preview=pb.FramePreview(frame_index=index, step=step, image=image))
 
     async def _keep_checkpoint(self, made: Try, message: messages.Checkpoint) -> None:
-        data = message.step.to_bytes(4, "little") + message.data
-        await self._keep(ArtifactKind.CHECKPOINT, made.frames[0], data)
+        header = self._round << _ROUND_SHIFT | message.step
+        data = header.to_bytes(4, "little") + message.data
+        await self._shelf.keep(ArtifactKind.CHECKPOINT, made.frames[0], data)
 
     async def _last_checkpoint(self, made: Try) -> tuple[bytes | None, int]:
-        """The newest checkpoint of a window and the steps in it; None and 0 when there is none."""
+        """The newest checkpoint of a window in this round and the steps in it; None and 0 when there is none."""
         try:
-            data = await self._load(ArtifactKind.CHECKPOINT, made.frames[0])
+            data = await self._shelf.load(ArtifactKind.CHECKPOINT, made.frames[0])
         except NotFoundError:
             return None, 0
         except (BlobMissingError, BlobDamagedError) as error:
             log.error("a checkpoint is of no use", extra=fields(story_id=self.story.story_id, why=error))
             return None, 0
-        return data[4:], int.from_bytes(data[:4], "little")
+        header = int.from_bytes(data[:4], "little")
+        if header >> _ROUND_SHIFT != self._round:
+            return None, 0
+        return data[4:], header & ((1 << _ROUND_SHIFT) - 1)
 
     async def _frame(self, made: Try, message: messages.FrameDone) -> None:
         index = made.frames[message.frame_index]
-        if index in self._frames:
+        if self._is_made(index):
             return  # Stored before the engine was lost; the same picture again.
-        seed = made.seed(self.story.plan.frame_seeds[index])
-        best = self._lacking.pop(index, (seed, message))
-        # Of those that lack as many, the first: the caller chose its seed.
-        best = min(best, (seed, message), key=lambda each: len(each[1].missing))
-        if best[1].missing and made.number < tries_allowed(self.story):
-            self._lacking[index] = best
+        if self._rounds is not None and not self._is_last_round:
+            await self._rounds.keep(self._round, index, message.seen)
             return
-        seed, done = best
-        flags = await self._check_safety(done.pixels, index)
-        frame = FinishedFrame(done.pixels.width, done.pixels.height, done.latents, done.looks, seed)
-        await self._keep_frame(
-            index, frame, await self._encode(done.pixels, seed), flags=flags, missing=done.missing
-        )  # fmt: skip
+        ours = (self._seed(made, index), message)
+        # Of those that lack as many, the first: the caller chose its seed.
+        seed, done = min(self._lacking.pop(index, ours), ours, key=lambda each: len(each[1].missing))
+        if done.missing and made.number < tries_allowed(self.story):
+            self._lacking[index] = seed, done
+            return
+        await self._frames.add(index, done, seed)
 
-    async def _check_safety(self, pixels: messages.Pixels, index: int) -> tuple[str, ...]:
-        """What the safety checks find in a picture.
-
-        Raises:
-            StoryError: it may not be shown.
-        """
-        safety = self._workshop.safety
-        if not safety.on:
-            return ()
-        picture = np.frombuffer(pixels.rgb, np.uint8).reshape(pixels.height, pixels.width, 3)
-        path = f"story.frames[{index}]"
-        decision = await asyncio.to_thread(safety.check_picture, picture, path, self.story.story_id)
-        if not decision.allowed:
-            raise errors.picture_blocked(index, decision.flags)
-        return decision.flags
-
-    async def _keep_frame(
-        self,
-        index: int,
-        frame: FinishedFrame,
-        png: bytes,
-        *,
-        reused: bool = False,
-        flags: tuple[str, ...] = (),
-        missing: tuple[str, ...] = (),
-    ) -> None:
-        """Stores a frame, then tells of it: whoever hears of a frame can have it."""
-        job_frame = self.story.plan.job.frames[index]
-        await self._keep(ArtifactKind.LATENTS, index, frame.to_bytes())
-        store, story_id = self._workshop.store, self.story.story_id
-        picture = await self._persist(lambda: store.save(story_id, ArtifactKind.PICTURE, index, png))
-        result = pb.FrameResult(
-            frame_index=index,
-            image=pb.Image(width=frame.width, height=frame.height),
-            seed=job_frame.seed if frame.seed is None else frame.seed,
-            prompt=job_frame.prompt.text,
-            reused=reused,
-            finished_seconds=time.monotonic() - self._began,
-            safety_flag=", ".join(filter(None, (self.story.prompt_flags.get(index), *flags))),
-            missing_characters=missing,
-        )
-        self._frames[index] = frame
-        if not reused:
-            self._workshop.metrics.picture_finished(frame.width, frame.height)
-        await self._tell_durable(picture=picture, frame=result)
+    def _seed(self, made: Try, index: int) -> int:
+        """What a try makes a frame with."""
+        return made.seed(self.story.plan.frame_seeds[index])
 
     async def _done(self) -> None:
         self._timings.total_seconds = time.monotonic() - self._began
-        found = scores([frame.looks_by_name for _, frame in sorted(self._frames.items())])
+        found = scores([frame.looks_by_name for frame in self._frames])
         consistency = [
             pb.CharacterConsistency(character=name, score=score) for name, score in found.items() if score is not None
         ]
-        event = self._event(done=pb.StoryDone(timings=self._timings, consistency=consistency))
-        stored = NewEvent(event.sequence, event.SerializeToString())
-        await self._write(journal.finish, self.story.story_id, StoryState.FINISHED, events=[stored])
-        self.log.add(LoggedEvent(event, durable=True))
-        self.log.close()
+        await self._teller.last(done=pb.StoryDone(timings=self._timings, consistency=consistency))
 
-    async def _tell_durable(self, *, picture: Artifact | None = None, **event: Any) -> None:
-        message = self._event(**event)
-        stored = NewEvent(message.sequence, message.SerializeToString(), picture)
-        await self._write(journal.append, self.story.story_id, [stored])
-        self.log.add(LoggedEvent(message, durable=True, picture=picture.key if picture else ""))
 
-    async def _tell_passing(self, **event: Any) -> None:
-        if self._sequence >= self._reserved:
-            upto = self._sequence + _RESERVE
-            await self._write(journal.reserve, self.story.story_id, upto)
-            self._reserved = upto
-        self.log.add(LoggedEvent(self._event(**event), durable=False))
-
-    def _event(self, **event: Any) -> pb.GenerateStoryResponse:
-        self._sequence += 1
-        return pb.GenerateStoryResponse(story_id=self.story.story_id, sequence=self._sequence, **event)
-
-    async def _encode(self, pixels: messages.Pixels, seed: int) -> bytes:
-        plan = self.story.plan
-        written = provenance(
-            model=plan.model,
-            seed=seed,
-            settings=json_format.MessageToDict(plan.settings, preserving_proto_field_name=True),
-            story_id=self.story.story_id,
-            created=datetime.fromtimestamp(self.story.accepted_at, UTC),
-        )
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workshop.encoders, encode_png, pixels, written)
-
-    async def _keep(self, kind: ArtifactKind, position: int, data: bytes) -> None:
-        store, story_id = self._workshop.store, self.story.story_id
-        await self._persist(lambda: store.keep(story_id, kind, position, data))
-
-    async def _load(self, kind: ArtifactKind, position: int, story_id: str = "") -> bytes:
-        """What was kept of this story or another.
-
-        Raises:
-            NotFoundError: there is nothing of this kind at this position.
-        """
-        store = self._workshop.store
-        kept = await self._persist(lambda: store.read(journal.artifacts, story_id or self.story.story_id, kind))
-        found = next((artifact for artifact in kept if artifact.position == position), None)
-        if found is None:
-            raise NotFoundError(kind, str(position))
-        return await self._persist(lambda: store.load(found.key))
-
-    async def _write(
-        self,
-        operation: Callable[Concatenate[Transaction, _Parameters], _Result],
-        *args: _Parameters.args,
-        **kwargs: _Parameters.kwargs,
-    ) -> _Result:
-        began = time.monotonic()
-        result = await self._persist(lambda: self._workshop.store.write(operation, *args, **kwargs))
-        self._workshop.metrics.store_written(time.monotonic() - began)
-        return result
-
-    async def _persist(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Waits for the store as long as it takes: a full disk or a locked database must not cost a story."""
-        pause = 0.1
-        while True:
-            try:
-                return await call()
-            except (StorageFullError, StoreBusyError, StoreUnavailableError) as error:
-                log.error("the store refuses; the story waits", extra=fields(story_id=self.story.story_id, why=error))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_STORE_PAUSE_SECONDS)
+def _rounds(story: AcceptedStory, shelf: Shelf) -> RoundPictures | None:
+    plan = story.plan.rounds
+    if plan is None:
+        return None
+    return RoundPictures(plan.rounds, plan.pictures, len(story.plan.job.frames), shelf)

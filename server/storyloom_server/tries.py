@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from storyloom_model.jobs import AnchorFrame, StoryJob
+from storyloom_model.jobs import AnchorFrame, GlobalReferences, StoryJob
 from storyloom_model.redenoising.plan import second_steps, total_steps
 from storyloom_model.windows import Window, choose_anchors
 from storyloom_server.accepted_story import AcceptedStory
@@ -31,9 +31,11 @@ class Try:
         """What it makes a frame with whose seed is ``own``."""
         return (own + SEED_STEP * self.number) % 2**64
 
-    def job(self, story: AcceptedStory, anchors: Sequence[AnchorFrame] = ()) -> StoryJob:
-        """What the engine is to do."""
-        job = story.job_of(self.window, anchors)
+    def job(
+        self, story: AcceptedStory, anchors: Sequence[AnchorFrame] = (), references: GlobalReferences | None = None
+    ) -> StoryJob:
+        """What the engine is to do, with what all frames see of the round before."""
+        job = story.job_of(self.window, anchors, references)
         return replace(job, frames=tuple(replace(frame, seed=self.seed(frame.seed)) for frame in job.frames))
 
     def steps(self, story: AcceptedStory) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.jobs import Control, FrameJob, StoryJob
+from storyloom_model.methods.rounds import ADAPTERS, Rounds, WholePictures
 from storyloom_model.noise import frame_seed
 from storyloom_model.prompts import ComposedPrompt
 from storyloom_server.catalog import ModelCatalog, ServedModel
@@ -25,12 +26,22 @@ MAX_TITLE = 200
 
 
 @dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """A story in rounds, the identity adapter that sees their pictures, and what it reads of these."""
+
+    rounds: Rounds
+    adapter: str
+    pictures: WholePictures
+
+
+@dataclass(frozen=True, slots=True)
 class StoryPlan:
     """A story that passed every check.
 
     ``job`` has every frame; at most ``window_frames`` of them are made together, ``window_anchors`` finished ones
     included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan. It is
     without the pictures of references; what these show comes with ``with_features``. Those of poses are in it.
+    With ``rounds`` it is made several times.
     """
 
     model: str
@@ -41,6 +52,7 @@ class StoryPlan:
     window_anchors: int
     wanted: tuple[WantedIdentity, ...] = ()
     reference_notes: tuple[str, ...] = ()
+    rounds: RoundPlan | None = None
 
     def with_features(self, features: Sequence[StoryFeatures]) -> "StoryPlan":
         """The plan with what is known of its characters' looks.
@@ -100,6 +112,9 @@ def plan_story(
     if found:
         return found.violations
     plan = replace(_plan(story, model, settings, composed, controls), wanted=tuple(wanted))
+    if settings.rounds is not None:
+        method = model.manifest.identity_adapters[settings.identity_adapter].method
+        plan = replace(plan, rounds=RoundPlan(settings.rounds, settings.identity_adapter, ADAPTERS[method]))
     if settings.redenoising is None:
         return plan
     return replace(plan, job=replace(plan.job, redenoising=settings.redenoising.plan(settings.steps, regions)))

@@ -66,6 +66,7 @@ def test_the_exported_names_are_pinned() -> None:
         "RequestIdReused",
         "RetryPolicy",
         "Role",
+        "Rounds",
         "ServerBusy",
         "ServerError",
         "ServerUnavailable",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storyloom import Character, Consistency, Frame, Redenoising, Settings, Solver, Story, StoryFileError
+from storyloom import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story, StoryFileError
 from storyloom._story_file import load_story_file
 from storyloom._wire import story_from, story_message
 from storyloom._yaml import parse
@@ -282,6 +282,20 @@ frames: [a]
     assert story.locate("story.characters[0].identity.region_prompt") == (2, 42)
     (problem,) = _problems(tmp_path, text.replace("id: char-1, ", ""))
     assert "region_prompt, and no references for them" in problem
+
+
+def test_rounds_may_be_a_number(tmp_path: Path) -> None:
+    for text, expected in (("5", Rounds(count=5)), ("{first_scale: 0.2}", Rounds(first_scale=0.2))):
+        path = _write(tmp_path, f"frames: [a]\nsettings:\n  consistency: {{method: story-adapter, rounds: {text}}}\n")
+        story = Story.load(path)
+        assert story.settings.consistency.rounds == expected
+        changed = story.with_settings(consistency={"rounds": {"count": 7}}).settings.consistency
+        assert changed.rounds is not None
+        assert (changed.method, changed.rounds.count) == ("story-adapter", 7)
+        assert changed.rounds.first_scale == expected.first_scale
+    problems = _problems(tmp_path, "frames: [a]\nsettings:\n  consistency:\n    rounds: {count: 0, scale: 1.0}\n")
+    assert any('unknown key "scale"' in problem for problem in problems)
+    assert any("settings.consistency.rounds.count" in problem for problem in problems)
 
 
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,31}", fullmatch=True)

@@ -7,7 +7,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyloom import Consistency, Frame, Redenoising, Settings, Solver, Story
+from storyloom import Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
 from storyloom._wire import settings_from, story_message
 
 _uint32 = st.integers(0, 2**32 - 1)
@@ -21,7 +21,18 @@ _settings = st.builds(
     width=_size,
     height=_size,
     seed=st.none() | st.integers(0, 2**64 - 1),
-    consistency=st.builds(Consistency, enabled=st.none() | st.booleans(), adapter=st.text(max_size=20)),
+    consistency=st.builds(
+        Consistency,
+        enabled=st.none() | st.booleans(),
+        adapter=st.text(max_size=20),
+        rounds=st.none()
+        | st.builds(
+            Rounds,
+            count=st.none() | st.integers(1, 32),
+            first_scale=st.none() | st.sampled_from([0.0, 0.3]),
+            last_scale=st.none() | st.sampled_from([0.5, 2.0]),
+        ),
+    ),
     redenoising=st.none()
     | st.builds(
         Redenoising,

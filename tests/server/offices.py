@@ -19,10 +19,10 @@ from storyloom_server.references import References
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Admission
 from storyloom_server.store import Store, StoreOptions
-from storyloom_server.story_run import Workshop
 from storyloom_server.supervisor import Supervisor
 from storyloom_server.tenants import Tenant
 from storyloom_server.tracing import Tracing
+from storyloom_server.workshop import Workshop
 from tests.server.engines import engine_options, spec, supervised
 from tests.server.journals import TurnedClock
 from tests.server.serving import story

@@ -14,8 +14,12 @@ from PIL import Image
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as service_pb
-from storyloom_model.methods.names import METHODS
+from storyloom_model.methods.names import METHODS as ALL_METHODS
+from storyloom_model.methods.rounds import ROUNDS
 from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
+
+METHODS = tuple(method for method in ALL_METHODS if method != ROUNDS)
+"""Those that any model can."""
 
 
 @pytest.fixture(scope="module")

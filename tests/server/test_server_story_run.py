@@ -60,7 +60,7 @@ def test_a_run_that_breaks_ends_the_story_and_tells_its_readers(
     def broken(*args: object) -> bytes:
         raise OSError("no picture can be written")
 
-    monkeypatch.setattr("storyloom_server.story_run.encode_png", broken)
+    monkeypatch.setattr("storyloom_server.finished_frames.encode_png", broken)
 
     async def run() -> None:
         async with office(tmp_path, tiny_package, TurnedClock()) as opened:

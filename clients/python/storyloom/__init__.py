@@ -58,7 +58,7 @@ from storyloom._records import (
 from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._result import StoryResult
 from storyloom._retry import RetryPolicy
-from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
 from storyloom._version import __version__
 
 __all__ = [
@@ -97,6 +97,7 @@ __all__ = [
     "RequestIdReused",
     "RetryPolicy",
     "Role",
+    "Rounds",
     "ServerBusy",
     "ServerError",
     "ServerUnavailable",

@@ -129,17 +129,38 @@ class Frame(_Model):
         return {"prompt": value} if isinstance(value, str) else value
 
 
+class Rounds(_Model):
+    """How often the method ``story-adapter`` makes a story, with the pictures of the time before as references. What is
+    absent takes the server's default. In a story file, a number stands for the count.
+
+    :ivar count: rounds in all, the first of which is made from the prompts alone.
+    :ivar first_scale: how much the pictures of the round before count in the second round, 0 to 2.
+    :ivar last_scale: the same in the last round.
+    """
+
+    count: Annotated[int, Strict(), Field(ge=1, le=32)] | None = None
+    first_scale: Annotated[float, Strict(), Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    last_scale: Annotated[float, Strict(), Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _from_count(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Consistency(_Model):
     """How frames share a character. What is absent takes the model's default.
 
     :ivar enabled: False generates every frame on its own.
     :ivar adapter: name of one of the model's adapters; empty: its default.
     :ivar method: name of one of the model's story methods, which say what frames see of each other; empty: its default.
+    :ivar rounds: of the method ``story-adapter``.
     """
 
     enabled: Annotated[bool, Strict()] | None = None
     adapter: str = ""
     method: str = ""
+    rounds: Rounds | None = None
 
 
 class Redenoising(_Model):
@@ -283,6 +304,9 @@ class Story(_Model):
         :raises pydantic.ValidationError: when a value is out of range.
         """
         settings = self.settings.model_dump(exclude_unset=True)
-        nested = settings.get("consistency", {}) | changes.pop("consistency", {})
+        own, new = settings.get("consistency", {}), changes.pop("consistency", {})
+        nested = own | new
+        if isinstance(new.get("rounds"), Mapping):
+            nested["rounds"] = {**(own.get("rounds") or {}), **new["rounds"]}
         settings |= changes | ({"consistency": nested} if nested else {})
         return self.model_validate(self.model_dump(exclude_unset=True) | {"settings": settings})

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from storyloom._errors import Problem, StoryFileError
 from storyloom._poses import Pose
 from storyloom._references import Blend, Reference
-from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Story, did_you_mean
+from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Story, did_you_mean
 from storyloom._yaml import Document, Mark, YamlError, parse
 
 Loc = tuple[str | int, ...]
@@ -59,8 +59,8 @@ class StoryFile:
         loras = list(self.story.settings.loras)
         if parts[:2] == ["settings", "loras"] and isinstance(parts[-2], int) and parts[-2] < len(loras):
             parts = ["settings", "loras", loras[parts[-2]]]
-        # A frame, character or pose may be written as a plain text; then its first field is the entry itself.
-        short = ("prompt", "description", "picture")
+        # A frame, character or pose may be written as a plain text, rounds as a number: then that is the first field.
+        short = ("prompt", "description", "picture", "count")
         while len(parts) > 2 and not self._document.has(tuple(parts)) and parts[-1] in short:
             parts.pop()
         return tuple(parts)
@@ -135,6 +135,8 @@ def _model_at(loc: Loc) -> type[BaseModel]:
         return Pose
     if loc[-1:] == ("consistency",):
         return Consistency
+    if loc[-1:] == ("rounds",):
+        return Rounds
     if loc[-1:] == ("redenoising",):
         return Redenoising
     sections: dict[str, type[BaseModel]] = {"characters": Character, "frames": Frame, "settings": Settings}

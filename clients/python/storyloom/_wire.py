@@ -19,7 +19,7 @@ from storyloom._events import (
 )
 from storyloom._poses import ControlKind, Pose
 from storyloom._references import Blend, Keep, Reference, Role
-from storyloom._story import Character, Consistency, Frame, Redenoising, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
 
 EventMessage = story_service_pb2.GenerateStoryResponse | story_service_pb2.WatchStoryResponse
@@ -181,11 +181,20 @@ def settings_from(message: story_pb2.Settings) -> Settings:
             enabled=consistency.enabled if consistency.HasField("enabled") else None,
             adapter=consistency.adapter,
             method=consistency.method,
+            rounds=_rounds_from(consistency.rounds) if consistency.HasField("rounds") else None,
         ),
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
         loras={each.name: _shortest(each.weight) if each.HasField("weight") else 1.0 for each in message.loras},
         redenoising=_redenoising_from(message.redenoising) if message.HasField("redenoising") else None,
+    )
+
+
+def _rounds_from(message: story_pb2.Rounds) -> Rounds:
+    return Rounds.model_construct(
+        count=message.count if message.HasField("count") else None,
+        first_scale=_shortest(message.first_scale) if message.HasField("first_scale") else None,
+        last_scale=_shortest(message.last_scale) if message.HasField("last_scale") else None,
     )
 
 
@@ -252,12 +261,19 @@ def settings_message(settings: Settings) -> story_pb2.Settings:
             enabled=settings.consistency.enabled,
             adapter=settings.consistency.adapter,
             method=settings.consistency.method,
+            rounds=_rounds_message(settings.consistency.rounds),
         ),
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
         loras=[story_pb2.LoraWeight(name=name, weight=weight) for name, weight in settings.loras.items()],
         redenoising=_redenoising_message(settings.redenoising),
     )
+
+
+def _rounds_message(rounds: Rounds | None) -> story_pb2.Rounds | None:
+    if rounds is None:
+        return None
+    return story_pb2.Rounds(count=rounds.count, first_scale=rounds.first_scale, last_scale=rounds.last_scale)
 
 
 def _redenoising_message(redenoising: Redenoising | None) -> story_pb2.Redenoising | None:

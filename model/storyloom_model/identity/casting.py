@@ -14,6 +14,7 @@ from storyloom_model.encoder import TextEncoder
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter, Stream
 from storyloom_model.identity.character_adapter import placed
 from storyloom_model.identity.features import FeaturesError, IdentityFeatures
+from storyloom_model.identity.global_references import global_stream
 from storyloom_model.identity.parts import PARTS, Part, part_spans
 from storyloom_model.identity.streams import IdentityStreams, pack_streams
 from storyloom_model.jobs import Identity, StoryJob
@@ -24,7 +25,8 @@ from storyloom_model.story_text import prompts_of
 def story_streams(job: StoryJob, adapter: IdentityAdapter) -> IdentityStreams | None:
     """The streams of a story's rows: the negative prompt's first if it is guided; frames, then anchors.
 
-    A row has those of its own characters, in the order of ``job.identities``. Rows with the same characters share what
+    A row has those of its own characters, in the order of ``job.identities``, then that of all pictures of the round
+    before, if the job has them. Rows with the same characters share what
     is computed.
 
     Returns:
@@ -58,6 +60,12 @@ def row_streams(job: StoryJob, adapter: IdentityAdapter) -> tuple[list[list[Stre
         placed(_streams(adapter, negative, {name: identities[name] for name in cast}), parts)
         for negative, cast, parts in kinds
     ]
+    if job.global_references is not None:
+        seen = {
+            negative: global_stream(job.global_references, adapter, negative=negative)
+            for negative in dict.fromkeys(branches)
+        }
+        streams = [[*own, seen[negative]] for own, (negative, _, _) in zip(streams, kinds, strict=True)]
     return streams, [kinds.index(row) for row in rows]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-MethodName: TypeAlias = Literal["storynizor", "storydiffusion", "consistory", "oneprompt", "fastcomposer"]
+MethodName: TypeAlias = Literal[
+    "storynizor", "storydiffusion", "consistory", "oneprompt", "fastcomposer", "story-adapter"
+]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 DEFAULT_METHOD: MethodName = "storynizor"
 

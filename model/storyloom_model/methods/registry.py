@@ -9,6 +9,7 @@ from storyloom_model.methods.fastcomposer import FastComposer
 from storyloom_model.methods.method import Method
 from storyloom_model.methods.names import MethodName
 from storyloom_model.methods.oneprompt import OnePrompt
+from storyloom_model.methods.storyadapter import StoryAdapter
 from storyloom_model.methods.storydiffusion import StoryDiffusion
 
 REGISTRY: Mapping[MethodName, Method] = {
@@ -17,4 +18,5 @@ REGISTRY: Mapping[MethodName, Method] = {
     "consistory": ConsiStory(),
     "oneprompt": OnePrompt(),
     "fastcomposer": FastComposer(),
+    "story-adapter": StoryAdapter(),
 }

@@ -105,6 +105,9 @@ class ReferenceEncoder(Protocol):
             ReferenceProblem: it is of no use. The message is for people: what is wrong, and what to do.
         """
 
+    def encode_picture(self, picture: NDArray[np.uint8]) -> ReferenceFeatures:
+        """What the image encoder says of a whole picture, uint8 [h, w, 3], whoever is in it."""
+
 
 @runtime_checkable
 class TakesReferences(Protocol):

@@ -23,7 +23,7 @@ from storyloom_model.jobs import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, FindsCharacters, State
 from storyloom_server.engine.pace import CheckpointPace
-from storyloom_server.engine.references import ReferenceQueue, fingerprint
+from storyloom_server.engine.references import ReferenceQueue, fingerprint, seen
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
@@ -327,7 +327,9 @@ class Engine:
                 looks = backend.looks(job.encoded, frame, picture)
                 found = {name: np.asarray(look, dtype="<f4").tobytes() for name, look in looks.items()}
                 missing = tuple(backend.missing(job.encoded, frame)) if isinstance(backend, FindsCharacters) else ()
-                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), job.latents[frame], found, missing))
+                says = seen(backend, picture, job.submit.reads)
+                latents = job.latents[frame]
+                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), latents, found, missing, says))
             if self._scheduler.decoded(job_id, frames, seconds=seconds):
                 self._finish(job_id, job)
 

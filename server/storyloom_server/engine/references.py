@@ -5,8 +5,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.features import IdentityFeatures, ReferenceFeatures
+from storyloom_model.jobs import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, ReferenceEncoder, TakesReferences
 from storyloom_server.logs import failure, fields
@@ -106,6 +110,28 @@ class ReferenceQueue:
                 error=error,
             )
         )
+
+
+def seen(backend: Backend, picture: NDArray[np.uint8], reads: str) -> bytes:
+    """One thing that the image encoder says of a whole picture, as ``IdentityFeatures.to_bytes()``.
+
+    Args:
+        backend: of the job.
+        picture: uint8 [h, w, 3] RGB.
+        reads: the field of ``ReferenceFeatures``; "" for nothing at all.
+
+    Raises:
+        JobError: the backend has no encoder.
+    """
+    if not reads:
+        return b""
+    encoder = _encoder(backend)
+    if encoder is None:
+        raise JobError("the model has no image encoder here to look at the pictures of a round with")
+    found = encoder.encode_picture(picture)
+    # The others are many times as large, and nobody reads them.
+    kept = ReferenceFeatures(**{reads: getattr(found, reads)})
+    return IdentityFeatures(encoder.fingerprint, (kept,)).to_bytes()
 
 
 def fingerprint(backend: Backend | None) -> str:

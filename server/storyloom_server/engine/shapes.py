@@ -16,7 +16,7 @@ def compatibility_key(model: str, job: StoryJob) -> Hashable:
 
     Of identity adapters some change weights and some do not; to be safe they all part jobs here.
     """
-    identity = Manifest.adapter_key(job.identity_adapter) if job.identities else None
+    identity = Manifest.adapter_key(job.identity_adapter) if job.shows_references else None
     loras = frozenset((name, weight) for name, weight in job.loras if weight)
     return (model, job.width, job.height, Manifest.adapter_key(job.adapter), identity, loras, _apart(job))
 

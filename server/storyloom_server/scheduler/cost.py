@@ -67,7 +67,9 @@ class CostCoefficients:
 
     def story_seconds(self, shape: StoryShape, done_steps: int = 0, frames_left: int | None = None) -> float:
         """Seconds that a story still takes when it has the device to itself; all of it by default."""
+        later = shape.rounds_after(done_steps)
         seconds = self.decode_seconds(shape, shape.frames if frames_left is None else frames_left)
+        seconds += later * (self.encode_seconds(shape) + self.decode_seconds(shape, shape.frames))
         seconds += sum(steps * self.step_seconds(load) for steps, load in shape.loads_after(done_steps))
         return seconds if done_steps else seconds + self.encode_seconds(shape)
 

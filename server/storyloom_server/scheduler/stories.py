@@ -75,7 +75,8 @@ class StoryShape:
     ``frames`` become pictures. ``anchors`` are frames that only lend their keys: they are rows like any other and never
     decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame. ``steps`` are
     those of all passes; the last ``second_steps`` of them are a second pass, whose rows are not the frames but some of
-    them in groups of their own: ``second_groups`` are the sizes of these.
+    them in groups of their own: ``second_groups`` are the sizes of these. It is encoded and decoded
+    ``rounds`` times, with an equal part of the steps each.
 
     Raises:
         ValueError: a number is out of range.
@@ -88,9 +89,14 @@ class StoryShape:
     anchors: int = 0
     second_steps: int = 0
     second_groups: tuple[int, ...] = ()
+    rounds: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.pixels, self.steps) < 1 or self.anchors < 0 or self.branches not in (1, 2):
+        if (
+            min(self.frames, self.pixels, self.steps, self.rounds) < 1
+            or self.anchors < 0
+            or self.branches not in (1, 2)
+        ):
             raise ValueError(f"{self} is no story; frames, pixels and steps must be 1 or more, branches 1 or 2")
         groups = bool(self.second_groups) and min(self.second_groups) > 0
         if not 0 <= self.second_steps < self.steps or groups != bool(self.second_steps):
@@ -105,6 +111,11 @@ class StoryShape:
     def load(self) -> Load:
         """What the story adds to a batch step at most."""
         return max(load for _, load in self.loads_after(0))
+
+    def rounds_after(self, done_steps: int) -> int:
+        """Rounds that begin after that in which so many steps have been done."""
+        left = self.steps - done_steps
+        return max(-(-left * self.rounds // self.steps) - 1, 0)
 
     def loads_after(self, done_steps: int) -> list[tuple[int, Load]]:
         """What the story adds to the batch steps that are left after so many: numbers of steps, and their load."""

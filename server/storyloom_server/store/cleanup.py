@@ -57,7 +57,7 @@ def forget(transaction: Transaction, story_id: str) -> Sequence[str]:
 
 
 def drop_checkpoints(transaction: Transaction, *, limit: int = 100) -> Sequence[str]:
-    """Deletes the rows of checkpoints of ended stories, which nobody needs any more.
+    """Deletes the rows of checkpoints of ended stories, and of what their rounds show, which nobody needs any more.
 
     Returns:
         Keys of the blobs that may be deleted once this transaction is stored.
@@ -65,7 +65,7 @@ def drop_checkpoints(transaction: Transaction, *, limit: int = 100) -> Sequence[
     some = (
         select(_artifact.key)
         .join(tables.story, _story.id == _artifact.story_id)
-        .where(_artifact.kind == ArtifactKind.CHECKPOINT, _has_ended)
+        .where(_artifact.kind.in_((ArtifactKind.CHECKPOINT, ArtifactKind.REFERENCE)), _has_ended)
         .limit(limit)
     )
     deleted = delete(tables.artifact).where(_artifact.key.in_(some.scalar_subquery())).returning(_artifact.key)

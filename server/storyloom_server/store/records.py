@@ -26,7 +26,9 @@ ENDED_STATES = (StoryState.FINISHED, StoryState.FAILED, StoryState.CANCELLED)
 
 
 class ArtifactKind(StrEnum):
-    """What a blob of a story is. Checkpoints are deleted soon after the story has ended, the others with the story."""
+    """What a blob of a story is. Checkpoints are deleted soon after the story has ended, and so are references, which
+    are what the encoder says of pictures of rounds; the others with the story.
+    """
 
     PICTURE = "picture"
     LATENTS = "latents"

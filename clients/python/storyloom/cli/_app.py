@@ -64,6 +64,9 @@ def generate(
     solver: Annotated[Solver | None, typer.Option(help="How a step is taken.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Consistency adapter of the model.")] = None,
     method: Annotated[str | None, typer.Option(help="Story method: what frames see of each other.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=32, help="How often --method story-adapter makes the story.")
+    ] = None,
     identity_adapter: Annotated[
         str | None, typer.Option(help="What makes use of references; none: they are left aside.")
     ] = None,
@@ -93,6 +96,7 @@ def generate(
         SettingOption("--solver", ("solver",), solver),
         SettingOption("--adapter", ("consistency", "adapter"), adapter),
         SettingOption("--method", ("consistency", "method"), method),
+        SettingOption("--rounds", ("consistency", "rounds", "count"), rounds),
         SettingOption("--identity-adapter", ("identity_adapter",), identity_adapter),
         SettingOption("--no-consistency", ("consistency", "enabled"), False if no_consistency else None),
         SettingOption("--preview-interval", ("preview_interval",), preview_interval),

@@ -132,14 +132,26 @@ class Pose(_message.Message):
     def __init__(self, picture: _Optional[bytes] = ..., strength: _Optional[float] = ..., controlnet: _Optional[str] = ...) -> None: ...
 
 class Consistency(_message.Message):
-    __slots__ = ("enabled", "adapter", "method")
+    __slots__ = ("enabled", "adapter", "method", "rounds")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     adapter: str
     method: str
-    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
+    rounds: Rounds
+    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ..., rounds: _Optional[_Union[Rounds, _Mapping[str, object]]] = ...) -> None: ...
+
+class Rounds(_message.Message):
+    __slots__ = ("count", "first_scale", "last_scale")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SCALE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SCALE_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    first_scale: float
+    last_scale: float
+    def __init__(self, count: _Optional[int] = ..., first_scale: _Optional[float] = ..., last_scale: _Optional[float] = ...) -> None: ...
 
 class Redenoising(_message.Message):
     __slots__ = ("enabled", "start", "mask_margin", "mask_growth", "retries")

@@ -124,6 +124,18 @@ class ReferenceEncoder:
         found = replace(found, parts=self._parts(picture.pixels, face, mask))
         return found, [*picture.notes, *notes]
 
+    def encode_picture(self, picture: Pixels) -> ReferenceFeatures:
+        """What the image encoder says of a whole picture, whoever is in it.
+
+        Args:
+            picture: uint8 [h, w, 3] RGB; it is scaled to the encoder's square, and its proportions are not kept.
+
+        Returns:
+            Features of which ``character_states`` and ``character_embedding`` are there.
+        """
+        (seen,) = self.image.encode([self._clothes(picture, None)])
+        return ReferenceFeatures(character_states=seen.states, character_embedding=seen.embedding)
+
     def _clothes(self, pixels: Pixels, mask: Mask | None) -> Pixels:
         """Garments are looked at as a whole picture, unless a mask says where they are."""
         if mask is not None:
