@@ -66,14 +66,14 @@ def page(documents: Sequence[Mapping[str, Any]]) -> str:
         for document in documents
     )
     return (
-        f"# Long stories\n\n" + "\n".join(lines) + "\n\n"
-        "Identity agreement is the cosine of the judge's embeddings of two frames' faces, over all pairs with a face in "
-        "both; brackets hold bootstrap 95 % intervals over frames, the difference is on the same draws. "
-        f"Every {block} frames have every scene and as many portraits, close-ups and full-body pictures. Faces: of the "
-        f"first and of the last {block}. Processor seconds are the engine's, on one thread; wall seconds depend on what "
-        "else the machine did. Both are of a window's frames; the first window, which has no anchors, and a shorter "
-        "last one are left out. Growth is from first to last by linear regression, as a part of the mean, with an "
-        "interval over windows: 0 is flat.\n\n"
+        "# Long stories\n\n" + "\n".join(lines) + "\n\n"
+        "Identity agreement is the cosine of the judge's embeddings of two frames' faces, over all pairs with a face "
+        "in both; brackets hold bootstrap 95 % intervals over frames, the difference is on the same draws. "
+        f"Every {block} frames have every scene and as many portraits, close-ups and full-body pictures. Faces: found "
+        f"in the first and the last {block}. Processor seconds are the engine's, on one thread; wall seconds depend on "
+        "what else the machine did. Both are of windows that cost the same by design: not of the first, which has no "
+        "anchors, nor of a shorter last one. Growth is from the first of them to the last by linear regression, as a "
+        "part of the mean, with an interval over windows: 0 is flat.\n\n"
         f"![agreement and cost over the stories]({PLOT})\n\n## Methods\n\n{methods}\n"
     )  # fmt: skip
 
