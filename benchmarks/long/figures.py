@@ -14,7 +14,7 @@ from benchmarks.stories.similarity import Vectors
 from storyloom_model.windows import Window
 
 _DRAWS = 2000
-Cosines = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,18 @@ class Agreement:
     faces: tuple[int, int]
 
 
+START = -1
+"""The frame of the moment at which a run began."""
+
+
 @dataclass(frozen=True)
 class Moment:
-    """When a frame came: seconds since its story was accepted, and the engine's processor time so far."""
+    """When a frame came: seconds since its story was accepted, and the processor time of the engine of its run."""
 
     frame: int
     seconds: float
     processor: float
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,22 +108,24 @@ def agreement(faces: Sequence[Vectors], first: Sequence[int], last: Sequence[int
 def window_costs(windows: Sequence[Window], moments: Sequence[Moment]) -> list[WindowCost]:
     """What a frame of each window cost, from the last frame of the window before to its own last one.
 
-    The first window's processor time is not known from frames alone: a moment for frame -1, of the start, tells it.
+    A window within which a run was stopped is left out: nobody knows what it cost.
     """
-    came = {moment.frame: moment for moment in moments}
-    before, costs = came[-1], []
+    came = {moment.frame: moment for moment in moments if moment.frame != START}
+    before = next(moment for moment in moments if moment.frame == START)
+    costs = []
     for window in windows:
         last = max((came[frame] for frame in window.frames), key=lambda moment: moment.seconds)
         count = len(window.frames)
-        costs.append(
-            WindowCost(
-                first=window.frames[0],
-                frames=count,
-                anchors=len(window.anchors),
-                seconds=(last.seconds - before.seconds) / count,
-                processor=(last.processor - before.processor) / count,
+        if last.run == before.run:
+            costs.append(
+                WindowCost(
+                    first=window.frames[0],
+                    frames=count,
+                    anchors=len(window.anchors),
+                    seconds=(last.seconds - before.seconds) / count,
+                    processor=(last.processor - before.processor) / count,
+                )
             )
-        )
         before = last
     return costs
 
@@ -128,41 +135,40 @@ def course(windows: Sequence[WindowCost], values: Sequence[float], seed: int = 0
 
     The first window has no anchors, and the last one perhaps fewer frames: they cost other than the rest by design.
     """
-    later = list(zip(windows, values, strict=True))[1:]
+    later = [(window, value) for window, value in zip(windows, values, strict=True) if window.first > 0]
     full = max((window.frames for window, _ in later), default=0)
     kept = np.asarray([value for window, value in later if window.frames == full])
     if len(kept) < 3:
         return None
     tenth = max(1, len(kept) // 10)
-    places, rng = np.arange(len(kept)), np.random.default_rng(seed)
-    draws = []
-    while len(draws) < _DRAWS:
-        rows = rng.integers(len(kept), size=len(kept))
-        if len(set(rows)) > 1:
-            draws.append(_growth(places[rows], kept[rows], len(kept)))
+    places = np.arange(len(kept))
+    rows = np.random.default_rng(seed).integers(len(kept), size=(_DRAWS, len(kept)))
+    rows = rows[(rows != rows[:, :1]).any(1)]  # one window alone has no slope
     return Course(
         first=statistics.median(kept[:tenth].tolist()),
         last=statistics.median(kept[-tenth:].tolist()),
-        growth=_interval(_growth(places, kept, len(kept)), np.asarray(draws), len(kept)),
+        growth=_interval(float(_growth(places, kept)), _growth(rows, kept[rows]), len(kept)),
     )
 
 
-def _stacked(faces: Sequence[Vectors], frames: Sequence[int]) -> Cosines:
+def _stacked(faces: Sequence[Vectors], frames: Sequence[int]) -> Numbers:
     found = [faces[frame][0] for frame in frames if len(faces[frame])]
     return np.asarray(np.stack(found) if found else np.zeros((0, 1)), np.float64)
 
 
-def _within(cosines: Cosines, rows: npt.NDArray[np.int64]) -> float:
+def _within(cosines: Numbers, rows: npt.NDArray[np.int64]) -> float:
     """Mean over pairs of two frames; a frame that was drawn twice is not compared with itself."""
     others = rows[:, None] != rows[None, :]
     return float(cosines[np.ix_(rows, rows)][others].mean())
 
 
-def _growth(places: npt.NDArray[np.int64], values: Cosines, count: int) -> float:
-    slope = statistics.linear_regression(places.tolist(), values.tolist()).slope
-    return slope * (count - 1) / float(values.mean())
+def _growth(places: npt.NDArray[np.int64], values: Numbers) -> Numbers:
+    """Slope of the regression line over the last axis, times its n - 1 steps, as a part of the mean."""
+    centred = places - places.mean(-1, keepdims=True)
+    slope = (centred * values).sum(-1) / (centred**2).sum(-1)
+    return np.asarray(slope * (values.shape[-1] - 1) / values.mean(-1))
 
 
-def _interval(value: float, draws: Cosines, count: int) -> Interval:
+def _interval(value: float, draws: Numbers, count: int) -> Interval:
     low, high = np.quantile(draws, (0.025, 0.975))
     return Interval(value, float(low), float(high), count)

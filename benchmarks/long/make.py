@@ -1,46 +1,70 @@
-"""Makes the long stories by a server of their own, and notes when each frame came."""
+"""Makes the long stories by a server of their own, and notes when each frame came.
+
+The server keeps its state beside the pictures, so that a run that was stopped in the middle of a story goes on there.
+"""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.long.figures import Moment
+from benchmarks.long.figures import START, Moment
 from benchmarks.quality.generate import fingerprint
-from benchmarks.stories.generate import Maker, Outcome, Shelf
+from benchmarks.stories.generate import RECORD, Maker, Outcome, Shelf
 from benchmarks.stories.methods import Method
 from benchmarks.stories.stories import BenchmarkStory
 from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult
 from tests.server.processes import processor_seconds
 from tests.server.serving import serving
 
-MOMENTS = "moments.json"
-
 
 class TimedClient:
-    """A client that notes when each frame of its newest story came, and what the engine had used until then."""
+    """A client that notes when the frames of a story came, and what the engine had used until then.
 
-    def __init__(self, client: StoryClient, engine: int) -> None:
+    Args:
+        engine: process id of the engine.
+        folder: of the notes, a file a story, by its request id, with a line a moment.
+    """
+
+    def __init__(self, client: StoryClient, engine: int, folder: Path) -> None:
         self._client = client
         self._engine = engine
-        self.moments: list[Moment] = []
+        self._folder = folder
+        self._run = time.time_ns()
 
     def generate(
         self, story: Story, *, request_id: str | None = None, on_disconnect: OnDisconnect | None = None
     ) -> StoryResult:
-        self.moments = [Moment(-1, 0.0, processor_seconds(self._engine))]
+        """As that of `StoryClient`. Frames that an earlier run has noted come again at once, and stay as noted."""
+        if request_id is None:
+            return self._client.generate(story, on_disconnect=on_disconnect)
+        noted = {moment.frame for moment in self.moments(request_id)}
+        self._note(request_id, START, 0.0)
 
         def note(event: StoryEvent) -> None:
-            if isinstance(event, FrameDone):
-                used = processor_seconds(self._engine)
-                self.moments.append(Moment(event.frame_index, event.finished_seconds, used))
+            if isinstance(event, FrameDone) and event.frame_index not in noted:
+                self._note(request_id, event.frame_index, event.finished_seconds)
 
         return self._client.generate(story, request_id=request_id, on_disconnect=on_disconnect, on_event=note)
+
+    def moments(self, request_id: str) -> list[Moment]:
+        """What is noted of a story."""
+        file = self._file(request_id)
+        return [Moment(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def _note(self, request_id: str, frame: int, seconds: float) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        moment = Moment(frame, seconds, processor_seconds(self._engine), self._run)
+        with self._file(request_id).open("a") as file:
+            file.write(json.dumps(asdict(moment)) + "\n")
+
+    def _file(self, request_id: str) -> Path:
+        return self._folder / f"{request_id}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,27 +86,25 @@ class LongMaker:
         Raises:
             ValueError: the server refused it.
         """
-        file = self.maker.shelf.place(name, asked) / MOMENTS
-        # Told before the pictures are kept: where they are, their moments are.
-        outcome = self.maker.make(name, method, asked, lambda: _write(file, self.client.moments))
-        if outcome.refused:
+        outcome = self.maker.make(name, method, asked, lambda: None)
+        if outcome.folder is None:
             raise ValueError(f"{name}, {asked.name}: {outcome.refused}")
-        return outcome, [Moment(**moment) for moment in json.loads(file.read_text())]
+        record = json.loads((outcome.folder / RECORD).read_text())
+        return outcome, self.client.moments(record["request"])
 
 
 @contextmanager
-def long_maker(package: Path, folder: Path, settings: dict[str, Any]) -> Iterator[LongMaker]:
-    """A server of a package with one compute thread, as long as it is needed."""
-    with (
-        tempfile.TemporaryDirectory() as state,
-        serving(Path(state), package, backend=None) as server,
-        StoryClient(server.address) as client,
-    ):
-        timed = TimedClient(client, server.engine_pid)
+def long_maker(package: Path, folder: Path, state: Path, settings: dict[str, Any]) -> Iterator[LongMaker]:
+    """A server of a package with one compute thread, as long as it is needed.
+
+    Args:
+        folder: of the pictures.
+        state: of the server; one that runs has it for itself.
+        settings: what all methods share.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "ready").unlink(missing_ok=True)
+    with serving(state, package, backend=None) as server, StoryClient(server.address) as client:
+        timed = TimedClient(client, server.engine_pid, folder / "moments")
         maker = Maker(timed, Shelf(folder, fingerprint(package)), settings)
         yield LongMaker(maker, timed, client.get_model())
-
-
-def _write(file: Path, moments: Sequence[Moment]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([asdict(moment) for moment in moments]) + "\n")

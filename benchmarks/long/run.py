@@ -91,7 +91,9 @@ def main(
         asked = long_stories(stories, frames)
         limits = read_manifest(model).limits
         finder = JudgedFaces(FaceEncoder.load(BUILT_IN / "faces"), Judge.load())
-        with long_maker(model, out, {} if steps is None else {"steps": steps}) as maker:
+        # Several methods may be under way at once, each by a command and a server of its own.
+        state = out / "servers" / methods.replace(":", "-")
+        with long_maker(model, out, state, {} if steps is None else {"steps": steps}) as maker:
             for name, how in chosen.items():
                 found = []
                 for story in asked:
