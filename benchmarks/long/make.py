@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.long.figures import START, Moment
-from benchmarks.quality.generate import fingerprint
 from benchmarks.stories.generate import RECORD, Maker, Outcome, Shelf
+from benchmarks.stories.known import known_by_files
 from benchmarks.stories.methods import Method
 from benchmarks.stories.stories import BenchmarkStory
 from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult
@@ -106,5 +106,5 @@ def long_maker(package: Path, folder: Path, state: Path, settings: dict[str, Any
     (state / "ready").unlink(missing_ok=True)
     with serving(state, package, backend=None) as server, StoryClient(server.address) as client:
         timed = TimedClient(client, server.engine_pid, folder / "moments")
-        maker = Maker(timed, Shelf(folder, fingerprint(package)), settings)
+        maker = Maker(timed, Shelf(folder, known_by_files(package)), settings)
         yield LongMaker(maker, timed, client.get_model())

@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.long.figures import Moment, agreement, course, window_costs
 from benchmarks.long.make import long_maker
 from benchmarks.long.report import PAGE, StoryFigures, write
-from benchmarks.long.stories import BLOCK, long_stories
+from benchmarks.long.stories import BLOCK, PEOPLE, long_stories
 from benchmarks.quality.judge import Judge
 from benchmarks.server import machine
 from benchmarks.stories.built_in import JudgedFaces
@@ -78,7 +78,7 @@ def main(
     ),
     model: Annotated[Path, typer.Option(help="Model package to serve; the built-in model or one like it.")] = BUILT_IN,
     frames: Annotated[int, typer.Option(min=2, help="Frames of each story.")] = 200,
-    stories: Annotated[int, typer.Option(min=1, help="Stories, each of another person.")] = 1,
+    stories: Annotated[int, typer.Option(min=1, max=len(PEOPLE), help="Stories, each of another person.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; the model's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of pictures.")] = Path("runs/long"),
     results: Annotated[Path, typer.Option(help="Folder of figures.")] = Path("benchmarks/results/long"),

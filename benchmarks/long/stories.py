@@ -17,16 +17,23 @@ FRAMINGS = ("portrait", "close-up", "portrait", "full body")
 MOST_FRAMES = BLOCK * len(words.ACTIONS)
 """So many frames differ in scene or action."""
 
+PEOPLE = (8, 1, 5, 0, 2, 3, 4, 6, 7, 9, 10, 11)
+"""Held-out people by their numbers. First come some in whose pictures the detector finds faces: those that the built-in
+model draws of the darkest skins (0, 6) have too little contrast for it, and say nothing of identities."""
+
 
 def long_stories(count: int, frames: int) -> list[BenchmarkStory]:
     """The first `count` stories: a described person of no training set, with a reference picture.
 
     Raises:
-        ValueError: more frames than there are scenes and actions.
+        ValueError: more frames than there are scenes and actions, or more stories than people.
     """
+    if not 1 <= count <= len(PEOPLE):
+        raise ValueError(f"{count} stories; there are people for 1 to {len(PEOPLE)}")
     if not 1 <= frames <= MOST_FRAMES:
         raise ValueError(f"{frames} frames; there are scenes and actions for 1 to {MOST_FRAMES}")
-    return [_long(story, frames) for story in held_out_stories(count, 1, 2, described=True)]
+    known = held_out_stories(max(PEOPLE) + 1, 1, 2, described=True)
+    return [_long(known[person], frames) for person in PEOPLE[:count]]
 
 
 def _long(story: BenchmarkStory, frames: int) -> BenchmarkStory:

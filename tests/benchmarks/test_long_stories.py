@@ -48,6 +48,8 @@ def test_every_frame_differs_and_every_block_has_the_same_scenes_and_framings() 
     assert len(first.references) == 1
     with pytest.raises(ValueError, match="for 1 to 320"):
         long_stories(1, MOST_FRAMES + 1)
+    with pytest.raises(ValueError, match="for 1 to 12"):
+        long_stories(13, 20)
 
 
 def test_one_and_the_same_face_agrees_as_well_at_the_end() -> None:
