@@ -8,7 +8,8 @@ RUN ?= runs/$(RECIPE)
 .DEFAULT_GOAL := help
 .PHONY: help demo serve export backends test lint types unit proto proto-baseline aot gpu gpu-tests gpu-benchmarks gpu-backends \
         quality quality-reader overlap windows simulation bench-server overhead soak train-mini train-identity-encoders \
-        train-adapter train-controlnet quality-judge quality-identity discovery-figure bench-stories quality-methods clean
+        train-adapter train-controlnet quality-judge quality-identity discovery-figure bench-stories quality-methods \
+        long-story clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -128,6 +129,9 @@ COMPARED := none amsa amsa-mask storydiffusion consistory oneprompt story-adapte
 quality-methods: $(VENV)/.dev  ## every method in one table, with ablations, on held-out people (about an hour on two cores)
 	@$(BIN)/python -m benchmarks.stories held-out --people 1 --people 2 --stories 12 --no-described \
 	    --methods "$(COMPARED)" --out runs/methods $(ARGS)
+
+long-story: $(VENV)/.dev  ## 200 frames: the same person, and the same cost of a frame, from first to last? ARGS="--methods amsa-mask"
+	@$(BIN)/python -m benchmarks.long $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) out

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.server.scrape import Scrape
+from benchmarks.stories.cost import Cost, DiscoveryCost, unet_rows
+from benchmarks.stories.discovery import Discoverer, Wish
 from benchmarks.stories.known import KnownBy
 from benchmarks.stories.methods import Method, evaluations
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
-from storyloom import InvalidStory, OnDisconnect, Story, StoryCancelled, StoryFailed, StoryFileError, StoryResult
+from storyloom import (
+    FailedPrecondition,
+    InvalidRequest,
+    OnDisconnect,
+    Story,
+    StoryCancelled,
+    StoryFailed,
+    StoryFileError,
+    StoryResult,
+)
 from storyloom_model.noise import frame_seed
 
 RECORD = "benchmark.json"
@@ -29,20 +40,6 @@ class Client(Protocol):
     def generate(
         self, story: Story, *, request_id: str | None = None, on_disconnect: OnDisconnect | None = None
     ) -> StoryResult: ...
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a story cost. `counted_by` says where the evaluations come from: the server's metrics, or the settings.
-
-    Attributes:
-        evaluations: of the UNet, of one sample each, divided by the frames.
-        seconds: encoding, denoising and decoding on an otherwise idle server, divided by the frames.
-    """
-
-    evaluations: float
-    counted_by: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,34 +76,36 @@ class Shelf:
         """The folder of a story's pictures."""
         return self.folder / re.sub(r"[^\w.=-]", "-", method) / story.name
 
-    def get(self, method: str, asked: BenchmarkStory, story: Story) -> Outcome | None:
-        """The result that is there, complete, of exactly this request; or None."""
+    def get(self, method: str, asked: BenchmarkStory, key: str) -> Outcome | None:
+        """The result that is there, complete, of exactly the request of this key; or None."""
         place = self.place(method, asked)
         try:
             record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-            if record["request"] != self.key(story):
+            if record["request"] != key:
                 return None
             StoryResult.load(place)
-            return Outcome(asked, place, Cost(**record["cost"]))
-        except (OSError, ValueError, KeyError, TypeError, StoryFileError):
+            return Outcome(asked, place, Cost.of(record["cost"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StoryFileError):
             return None
 
-    def put(self, method: str, asked: BenchmarkStory, story: Story, result: StoryResult, cost: Cost) -> Outcome:
+    def put(self, method: str, asked: BenchmarkStory, key: str, result: StoryResult, cost: Cost) -> Outcome:
         """Keeps a result. The record is written last: where it is, everything is."""
         place = self.place(method, asked)
         (place / RECORD).unlink(missing_ok=True)
         result.save(place)
         partial = place / f"{RECORD}.partial"
-        partial.write_text(json.dumps({"request": self.key(story), "cost": asdict(cost)}, indent=2) + "\n")
+        partial.write_text(json.dumps({"request": key, "cost": asdict(cost)}, indent=2) + "\n")
         os.replace(partial, place / RECORD)
         return Outcome(asked, place, cost)
 
-    def key(self, story: Story) -> str:
-        """Says in 32 letters what is asked of which model."""
+    def key(self, story: Story, wishes: Mapping[str, Wish] | None = None) -> str:
+        """Says in 32 letters what is asked of which model, and which characters are to be found before."""
         cast = {name: one.references for name, one in story.characters.items()}
         pictures = [reference.picture for references in cast.values() for reference in references]
         told = story.model_dump(mode="json", exclude={"characters": {"__all__": {"references"}}})
         told["references"] = [hashlib.sha256(picture).hexdigest() for picture in pictures]
+        if wishes:
+            told["discovery"] = {name: asdict(wish) for name, wish in wishes.items()}
         text = json.dumps([self.known_by(story.settings), told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -119,6 +118,7 @@ class Maker:
         settings: what all methods share, as `Story.with_settings` takes it.
         seed: of the noise, which is the same in all methods.
         metrics: of the server; None where they are out of reach.
+        discoverer: finds characters for methods that want it; without one they are asked for as they are.
     """
 
     client: Client
@@ -126,20 +126,30 @@ class Maker:
     settings: dict[str, Any]
     seed: int = 0
     metrics: Scrape | None = None
+    discoverer: Discoverer | None = None
 
     def make(self, name: str, method: Method, asked: BenchmarkStory, on_made: Callable[[], None]) -> Outcome:
         """The story by a method: from the shelf if it is there, else made; `on_made` is told of the latter."""
         story = self._request(method, asked)
-        kept = self.shelf.get(name, asked, story)
+        wishes = self._wishes(method, story)
+        key = self.shelf.key(story, wishes)
+        kept = self.shelf.get(name, asked, key)
         if kept is not None:
             return kept
-        before = self._rows()
         try:
-            result = self._generate(story)
-        except InvalidStory as error:
+            story, discovery = self._cast(story, wishes)
+            before = unet_rows(self.metrics)
+            result = self._generate(story, key)
+        except (InvalidRequest, FailedPrecondition) as error:
             return Outcome(asked, refused=str(error))
         on_made()
-        return self.shelf.put(name, asked, story, result, self._cost(result, before))
+        return self.shelf.put(name, asked, key, result, self._cost(result, before, discovery))
+
+    def _wishes(self, method: Method, story: Story) -> dict[str, Wish]:
+        return self.discoverer.wishes(story) if method.discovers and self.discoverer is not None else {}
+
+    def _cast(self, story: Story, wishes: Mapping[str, Wish]) -> tuple[Story, DiscoveryCost | None]:
+        return self.discoverer.cast(story, wishes) if wishes and self.discoverer is not None else (story, None)
 
     def _request(self, method: Method, asked: BenchmarkStory) -> Story:
         digest = hashlib.sha256(asked.name.encode()).digest()
@@ -147,21 +157,18 @@ class Maker:
         settings = {"preview_interval": 0, **self.settings, "seed": seed}
         return asked.asked(references=method.references).with_settings(**settings).with_settings(**method.settings)
 
-    def _generate(self, story: Story) -> StoryResult:
+    def _generate(self, story: Story, key: str) -> StoryResult:
         """Makes a story; one that a killed run began on a server that goes on is joined, not made twice."""
         try:
-            return self.client.generate(story, request_id=self.shelf.key(story), on_disconnect=OnDisconnect.FINISH)
+            return self.client.generate(story, request_id=key, on_disconnect=OnDisconnect.FINISH)
         except (StoryFailed, StoryCancelled):
             # Perhaps that of an earlier run, which the id stands for as long as the server remembers it.
             return self.client.generate(story, on_disconnect=OnDisconnect.FINISH)
 
-    def _rows(self) -> float | None:
-        return None if self.metrics is None else self.metrics.read().total("storyloom_batch_rows_sum")
-
-    def _cost(self, result: StoryResult, before: float | None) -> Cost:
+    def _cost(self, result: StoryResult, before: float | None, discovery: DiscoveryCost | None) -> Cost:
         frames, timings = len(result.pictures), result.timings
         seconds = (timings.encode + timings.denoise + timings.decode) / frames
-        after = self._rows()
+        after = unet_rows(self.metrics)
         if before is None or after is None:
-            return Cost(evaluations(result.settings), "settings", seconds)
-        return Cost((after - before) / frames, "server", seconds)
+            return Cost(evaluations(result.settings), "settings", seconds, discovery)
+        return Cost((after - before) / frames, "server", seconds, discovery)

@@ -27,11 +27,13 @@ class Method:
         about: a few words for the report.
         settings: changes of the request's settings, as `Story.with_settings` takes them.
         references: the characters' reference pictures are sent, where they have some.
+        discovers: characters without a reference are found by the server first, from their descriptions.
     """
 
     about: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     references: bool = False
+    discovers: bool = False
 
 
 def _shared(adapter: str) -> dict[str, Any]:
@@ -85,9 +87,11 @@ METHODS: dict[str, Method] = {
         {"consistency": {"enabled": True, "adapter": "none", "method": "story-adapter"}},
     ),
     "identitystory": Method(
-        "references by the ID-Injector in a second pass, in their own places",
+        "references, or discovered characters where there are none, by the ID-Injector in a second pass, in their own "
+        "places",
         _shown("storynizor", consistency=_ALONE, redenoising={"enabled": True}),
         references=True,
+        discovers=True,
     ),
 }
 """Method name -> what to set."""

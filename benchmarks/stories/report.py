@@ -154,8 +154,12 @@ def markdown(report: Report) -> str:
     ) + "\n"  # fmt: skip
 
 
-def document(report: Report) -> dict[str, Any]:
-    """The JSON record: how it was made, the figures by number of characters, and the values of every picture."""
+def document(report: Report, *, texts: bool = True) -> dict[str, Any]:
+    """The JSON record: how it was made, the figures by number of characters, and the values of every picture.
+
+    Args:
+        texts: with the prompts of the pictures.
+    """
     baseline = next(iter(report.methods))
     groups = list(report.groups())
     return dict(report.facts) | {
@@ -174,7 +178,7 @@ def document(report: Report) -> dict[str, Any]:
             for group in groups
         },
         "orders": {str(group.people): [_pair(pair) for pair in group.pairs()] for group in groups},
-        "stories": {name: [_story(story) for story in stories] for name, stories in report.rows.items()},
+        "stories": {name: [_story(story, texts) for story in stories] for name, stories in report.rows.items()},
     }
 
 
@@ -186,21 +190,21 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return asdict(pair) | {"verdict": pair.verdict}
 
 
-def _story(story: Scored) -> dict[str, Any]:
+def _story(story: Scored, texts: bool) -> dict[str, Any]:
     outcome = story.outcome
     return {
         "name": outcome.asked.name,
         "characters": outcome.asked.people,
-        "prompts": story.prompts,
+        **({"prompts": story.prompts} if texts else {}),
         "refused": outcome.refused,
         "cost": None if outcome.cost is None else asdict(outcome.cost),
         "values": dict(story.values),
     }
 
 
-def write(report: Report, out: Path) -> None:
-    """Writes results.json and results.md."""
+def write(report: Report, out: Path, *, texts: bool = True) -> None:
+    """Writes results.json, with or without the prompts, and results.md, which has none."""
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document(report), indent=1, ensure_ascii=False)
+    text = json.dumps(document(report, texts=texts), indent=1, ensure_ascii=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown(report), encoding="utf-8")

@@ -30,14 +30,15 @@ from benchmarks.latency.served import served
 from benchmarks.quality.report import machine
 from benchmarks.server.scrape import Scrape, free_port
 from benchmarks.stories.consistory import find_references, read_benchmark
+from benchmarks.stories.discovery import CANDIDATES, Discoverer
 from benchmarks.stories.gallery import write_gallery
 from benchmarks.stories.generate import Maker, Outcome, Shelf
 from benchmarks.stories.held_out import HELD_OUT, held_out_stories
 from benchmarks.stories.known import KnownBy, known_by_files, known_by_name
-from benchmarks.stories.methods import Method, method
+from benchmarks.stories.methods import Method, evaluations, method
 from benchmarks.stories.metric import Metric
 from benchmarks.stories.report import Report, markdown, write
-from benchmarks.stories.scores import COSTS, RENDERS, Scored, score
+from benchmarks.stories.scores import COSTS, DISCOVERY, RENDERS, Scored, score
 from benchmarks.stories.sheet import write_sheets
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
 from benchmarks.stories.weights import Weights, load_metrics, read_weights_file
@@ -180,11 +181,13 @@ def main(
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; the model's own.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale; the model's own.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise, the same in all methods.")] = 0,
+    candidates: Annotated[int, typer.Option(min=4, max=64, help="Pictures to find a character in.")] = CANDIDATES,
     weights: Annotated[Path | None, typer.Option(help="YAML file that names clip, dino and faces.")] = None,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model.")] = None,
     dino: Annotated[Path | None, typer.Option(help="Folder of DINOv2.")] = None,
     faces: Annotated[Path | None, typer.Option(help="Folder with models/PACK/*.onnx of insightface.")] = None,
     built_in: Annotated[bool | None, typer.Option(help="Read pictures as the built-in model's.")] = None,
+    texts: Annotated[bool, typer.Option(help="Keep the benchmark's prompts in results.json.")] = True,
     device: Annotated[str, typer.Option(help="Torch device: of the server, if it is started, CLIP and DINO.")] = "cpu",
 ) -> None:
     """Makes and scores stories; see the module."""
@@ -200,16 +203,20 @@ def main(
             folders = {"clip": clip, "dino": dino, "faces": faces}
             sought = choose_weights(weights, folders, BUILT_IN / "faces" if reads else None)
             metrics, left_out = load_metrics(sought, out, device)
-            maker = Maker(at.client, Shelf(out, at.known_by), settings, seed, at.metrics)
+            discoverer = Discoverer(
+                at.client, out / "discovered", at.known_by, evaluations(at.model.defaults), candidates, at.metrics
+            )
+            maker = Maker(at.client, Shelf(out, at.known_by), settings, seed, at.metrics, discoverer)
             outcomes = make_all(maker, chosen, asked, console)
         rows = score_all(outcomes, metrics, at.model.defaults, console)
     except (PackageError, StoryloomError, ValueError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(2) from error
-    columns = (*(column for metric in metrics for column in metric.columns), *COSTS)
+    discovered = any(how.discovers for how in chosen.values())
+    columns = (*(column for metric in metrics for column in metric.columns), *COSTS, *(DISCOVERY if discovered else ()))
     facts = _facts(benchmark, at.model, settings, seed, device)
     report = Report(columns, chosen, rows, left_out, facts)
-    write(report, out)
+    write(report, out, texts=texts)
     console.print(markdown(report), markup=False)
     written = [out / "results.json", out / "results.md", write_gallery(report, out), *write_sheets(report, out)]
     console.print(", ".join(map(str, written)))

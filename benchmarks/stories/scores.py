@@ -14,6 +14,19 @@ from benchmarks.stories.stories import MadeStory
 EVALUATIONS = Column("evaluations", "UNet evaluations a frame", "of one sample each", digits=1)
 SECONDS = Column("seconds", "seconds a frame", "encoding, denoising and decoding, nothing else on the server", digits=2)
 COSTS = (EVALUATIONS, SECONDS)
+DISCOVERY_EVALUATIONS = Column(
+    "discovery_evaluations",
+    "discovery: UNet evaluations a story",
+    "of the candidates of its characters, at the model's own steps; not in the column of a frame",
+    digits=0,
+)
+DISCOVERY_SECONDS = Column(
+    "discovery_seconds",
+    "discovery: seconds a story",
+    "until its characters are known; not in that of a frame",
+    digits=1,
+)
+DISCOVERY = (DISCOVERY_EVALUATIONS, DISCOVERY_SECONDS)
 RENDERS = "renders"
 """The row of true pictures, which bounds what can be measured."""
 
@@ -31,7 +44,15 @@ class Scored:
         means = {key: mean(values) for key, values in self.values.items()}
         known = {key: value for key, value in means.items() if value is not None}
         cost = self.outcome.cost
-        return known if cost is None else known | {EVALUATIONS.key: cost.evaluations, SECONDS.key: cost.seconds}
+        if cost is None:
+            return known
+        known |= {EVALUATIONS.key: cost.evaluations, SECONDS.key: cost.seconds}
+        if cost.discovery is not None:
+            known |= {
+                DISCOVERY_EVALUATIONS.key: cost.discovery.evaluations,
+                DISCOVERY_SECONDS.key: cost.discovery.seconds,
+            }
+        return known
 
 
 def score(outcome: Outcome, made: MadeStory | None, metrics: Iterable[Metric]) -> Scored:

@@ -39,9 +39,9 @@ class StoryPlan:
     """A story that passed every check.
 
     ``job`` has every frame; at most ``window_frames`` of them are made together, ``window_anchors`` finished ones
-    included. ``story`` is what was asked for with every default filled in: planned again, it gives the same plan. It is
-    without the pictures of references; what these show comes with ``with_features``. Those of poses are in it.
-    With ``rounds`` it is made several times.
+    included, which are none where every frame is made on its own. ``story`` is what was asked for with every default
+    filled in: planned again, it gives the same plan. It is without the pictures of references; what these show comes
+    with ``with_features``. Those of poses are in it. With ``rounds`` it is made several times.
     """
 
     model: str
@@ -151,7 +151,8 @@ def _plan(
         story=_complete(story, settings.to_wire(model.name), seeds),
         preview_interval=settings.preview_interval,
         window_frames=limits.window_frames,
-        window_anchors=limits.window_anchors,
+        # Frames that are made on their own have nothing from anchors, which would cost their rows all the same.
+        window_anchors=limits.window_anchors if settings.cross_frame else 0,
     )
 
 

@@ -48,6 +48,7 @@ def make(at: Service, asked: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "benchmark": str(asked), "server": at.address, "model": Path("nowhere"), "out": out, "people": 1,
         "described": True, "references": None, "guidance": None, "seed": 0, "weights": None, "clip": None,
         "dino": None, "faces": None, "built_in": None, "device": "cpu",
+        "candidates": 4, "texts": True,
     }  # fmt: skip
     main(**(options | MAKE | changes))
     return dict(json.loads((out / "results.json").read_text()))
@@ -92,6 +93,16 @@ def test_the_page_has_a_row_a_method_and_says_what_is_not_there(out: Path) -> No
     with Image.open(out / "sheet-1.png") as sheet:
         assert sheet.width < sheet.height * 2
         assert len(sheet.convert("RGB").getcolors(1 << 20) or ()) > 100
+
+
+def test_results_for_others_may_be_without_the_benchmarks_texts(
+    at: Service, benchmark: Path, out: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    record = make(at, benchmark, tmp_path, texts=False)
+    assert "walks" in (out / "results.json").read_text()
+    assert "walks" not in (tmp_path / "results.json").read_text() + (tmp_path / "results.md").read_text()
+    assert record["figures"]["1"]["none"]["background"]["stories"] == 2
 
 
 def test_the_same_command_makes_nothing_twice(

@@ -10,6 +10,7 @@ import yaml
 from storyloom_model.package import MANIFEST_FILE
 from tests.model.tiny import build_tiny_package
 from tests.server.databases import PostgreSQL, postgresql
+from tests.server.packages import with_references
 
 
 @pytest.fixture(scope="session")
@@ -19,25 +20,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def identity_package(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny package as one that takes references, for the null backend: the files are empty."""
-    folder = tmp_path_factory.mktemp("identity") / "identity"
-    shutil.copytree(tiny_package, folder)
-    file = folder / MANIFEST_FILE
-    manifest = yaml.safe_load(file.read_text())
-    manifest["name"] = "identity"
-    manifest["encoders"] = {"faces": "faces", "image": "image_encoder"}
-    manifest["identity_adapters"] = {
-        "storynizor": {"file": "identity/storynizor.safetensors", "method": "storynizor", "keeps": ["face", "hair"]}
-    }
-    manifest["loras"] = {name: f"loras/{name}.safetensors" for name in ("ink", "wash")}
-    manifest["defaults"]["identity_adapter"] = "storynizor"
-    file.write_text(yaml.safe_dump(manifest))
-    for part in ("faces", "image_encoder", "identity", "loras"):
-        (folder / part).mkdir()
-    for name in manifest["loras"]:
-        (folder / "loras" / f"{name}.safetensors").touch()
-    (folder / "identity" / "storynizor.safetensors").touch()
-    return folder
+    return with_references(tiny_package, tmp_path_factory.mktemp("identity") / "identity")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,13 @@ def violations(story: pb.Story, catalog: ModelCatalog) -> dict[str, str]:
     return {violation.path: violation.message for violation in found}
 
 
+def test_frames_on_their_own_have_no_anchors(catalog: ModelCatalog) -> None:
+    asked = good_story()
+    assert plan(asked, catalog).window_anchors == catalog.models[0].manifest.limits.window_anchors
+    asked.settings.consistency.enabled = False
+    assert plan(asked, catalog).window_anchors == 0
+
+
 def test_a_good_story_gets_every_default(catalog: ModelCatalog) -> None:
     planned = plan(good_story(), catalog)
     assert planned.settings == pb.Settings(

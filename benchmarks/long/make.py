@@ -1,0 +1,110 @@
+"""Makes the long stories by a server of their own, and notes when each frame came.
+
+The server keeps its state beside the pictures, so that a run that was stopped in the middle of a story goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.long.figures import START, Moment
+from benchmarks.stories.generate import RECORD, Maker, Outcome, Shelf
+from benchmarks.stories.known import known_by_files
+from benchmarks.stories.methods import Method
+from benchmarks.stories.stories import BenchmarkStory
+from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult
+from tests.server.processes import processor_seconds
+from tests.server.serving import serving
+
+
+class TimedClient:
+    """A client that notes when the frames of a story came, and what the engine had used until then.
+
+    Args:
+        engine: process id of the engine.
+        folder: of the notes, a file a story, by its request id, with a line a moment.
+    """
+
+    def __init__(self, client: StoryClient, engine: int, folder: Path) -> None:
+        self._client = client
+        self._engine = engine
+        self._folder = folder
+        self._run = time.time_ns()
+
+    def generate(
+        self, story: Story, *, request_id: str | None = None, on_disconnect: OnDisconnect | None = None
+    ) -> StoryResult:
+        """As that of `StoryClient`. Frames that an earlier run has noted come again at once, and stay as noted."""
+        if request_id is None:
+            return self._client.generate(story, on_disconnect=on_disconnect)
+        noted = {moment.frame for moment in self.moments(request_id)}
+        self._note(request_id, START, 0.0)
+
+        def note(event: StoryEvent) -> None:
+            if isinstance(event, FrameDone) and event.frame_index not in noted:
+                self._note(request_id, event.frame_index, event.finished_seconds)
+
+        return self._client.generate(story, request_id=request_id, on_disconnect=on_disconnect, on_event=note)
+
+    def moments(self, request_id: str) -> list[Moment]:
+        """What is noted of a story."""
+        file = self._file(request_id)
+        return [Moment(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def _note(self, request_id: str, frame: int, seconds: float) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        moment = Moment(frame, seconds, processor_seconds(self._engine), self._run)
+        with self._file(request_id).open("a") as file:
+            file.write(json.dumps(asdict(moment)) + "\n")
+
+    def _file(self, request_id: str) -> Path:
+        return self._folder / f"{request_id}.jsonl"
+
+
+@dataclass(frozen=True)
+class LongMaker:
+    """Makes stories, or finds them where an earlier run left them."""
+
+    maker: Maker
+    client: TimedClient
+    model: ModelInfo
+
+    @property
+    def steps(self) -> int:
+        """Of the solver."""
+        return int(self.maker.settings.get("steps") or self.model.defaults.steps or 0)
+
+    def make(self, name: str, method: Method, asked: BenchmarkStory) -> tuple[Outcome, list[Moment]]:
+        """The story, and when its frames came.
+
+        Raises:
+            ValueError: the server refused it.
+        """
+        outcome = self.maker.make(name, method, asked, lambda: None)
+        if outcome.folder is None:
+            raise ValueError(f"{name}, {asked.name}: {outcome.refused}")
+        record = json.loads((outcome.folder / RECORD).read_text())
+        return outcome, self.client.moments(record["request"])
+
+
+@contextmanager
+def long_maker(package: Path, folder: Path, state: Path, settings: dict[str, Any]) -> Iterator[LongMaker]:
+    """A server of a package with one compute thread, as long as it is needed.
+
+    Args:
+        folder: of the pictures.
+        state: of the server; one that runs has it for itself.
+        settings: what all methods share.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "ready").unlink(missing_ok=True)
+    with serving(state, package, backend=None) as server, StoryClient(server.address) as client:
+        timed = TimedClient(client, server.engine_pid, folder / "moments")
+        maker = Maker(timed, Shelf(folder, known_by_files(package)), settings)
+        yield LongMaker(maker, timed, client.get_model())
