@@ -123,7 +123,7 @@ class PhotoMakerTrainee(Trainee):
 
     def _persons(self, features: PeopleFeatures, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The embeddings of each person's references; the same entry is looked at once."""
-        every, inverse = torch.cat(list(entries.values())).unique(return_inverse=True)
+        every, inverse = torch.unique(torch.cat(list(entries.values())), return_inverse=True)
         with mixed_precision(every.device):
             made = self.embeddings_of(features, every).float()
         parts = inverse.split([len(one) for one in entries.values()])

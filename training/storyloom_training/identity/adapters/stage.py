@@ -120,8 +120,8 @@ def losses_of(
     base = bench.recipe.base
     weight = people_weights(masks, heads, size, base.people_weight, base.head_weight)
     diffusion = weighted_mse(made, target, weight)
-    said = torch.tensor([caption is not None for caption in batch.captions]).view(-1, 1, 1, 1)
-    dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * said)
+    captioned = torch.tensor([caption is not None for caption in batch.captions]).view(-1, 1, 1, 1)
+    dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * captioned)
     extra = {} if references is None else trainee.regularise(story, masks, references)
     if bench.face_loss is not None and references is not None:
         faces = bench.face_loss(noisy, made, noised.timesteps, batch, references)
