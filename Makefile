@@ -105,7 +105,7 @@ quality-judge: $(VENV)/.dev  ## train the face recogniser that judges identities
 	@$(BIN)/python -m benchmarks.quality.judge_training
 
 METHOD ?= storynizor
-train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, storymaker or an ablation, RUN=folder of train-mini, CONTROLNET=folder of train-controlnet's
+train-adapter: $(VENV)/.dev  ## train an identity adapter; METHOD=ip-adapter, photomaker, instantid, storymaker or an ablation, RUN=folder of train-mini, CONTROLNET=folder of train-controlnet's
 	@$(BIN)/python -m storyloom_training.identity.adapters $(METHOD) --recipe $(RECIPE) --rendered $(RUN) \
 	    $(if $(CONTROLNET),--controlnet $(CONTROLNET))
 

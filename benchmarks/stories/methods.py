@@ -72,6 +72,16 @@ METHODS: dict[str, Method] = {
         _shown("ip-adapter", consistency=_ALONE),
         references=True,
     ),
+    "photomaker": Method(
+        "persons of references fused into the text by PhotoMaker, every frame on its own",
+        _shown("photomaker", consistency=_ALONE),
+        references=True,
+    ),
+    "instantid": Method(
+        "references by InstantID and its IdentityNet, every frame on its own",
+        _shown("instantid", consistency=_ALONE),
+        references=True,
+    ),
     "character-adapter": Method(
         "references by IP-Adapter, a stream for each part of a character, every frame on its own",
         _shown("character-adapter", consistency=_ALONE),

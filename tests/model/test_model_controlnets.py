@@ -401,3 +401,11 @@ def test_a_drawing_holds_all_faces() -> None:
     assert np.array_equal(both[~covered], draw_faces([first], SIZE, SIZE)[~covered])
     assert both[~covered].any()
     assert np.array_equal(draw_faces([], 8, 16), np.zeros((16, 8, 3), np.uint8))
+
+
+def test_a_drawing_in_a_small_frame_is_a_small_drawing() -> None:
+    """The authors' dots of 20 pixels would leave nothing of a face in a frame of 128."""
+    landmarks = LANDMARKS * 2
+    small, full, larger = (draw_faces([landmarks * size / 128], size, size).any(-1) for size in (128, 512, 1024))
+    assert abs(small.mean() / full.mean() - 1) < 0.3
+    assert larger.mean() < 0.7 * full.mean()  # from 512 pixels on dots are the authors', however large the face is

@@ -193,6 +193,10 @@ def test_full_size_files_fit_sdxl(method: str) -> None:
     lacking = {name: value for name, value in weights.items() if not name.endswith("fuse_module.mlp2.fc1.bias")}
     with pytest.raises(PackageError, match="does not have the weights of its form"):
         read_adapter(method, "test", lacking, sdxl)
+    second = "id_encoder.visual_projection_2.weight"
+    narrow = weights | {second: weights[second][:-1]}
+    with pytest.raises(PackageError, match="embeddings of width 2047 for a text of 2048"):
+        read_adapter(method, "test", narrow, sdxl)
     with pytest.raises(PackageError, match=r"is a file of the form photomaker(-v2)?, not ip-adapter"):
         read_adapter("ip-adapter", "test", weights, sdxl)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from storyloom_model.attention import install_story_attention
 from storyloom_model.identity.adapter import CharacterIdentity, IdentityAdapter
+from storyloom_model.identity.encoders.image import load_image_network
 from storyloom_model.identity.features import IdentityFeatures, ReferenceFeatures
 from storyloom_model.identity.loading import load_identity_adapter
 from storyloom_model.identity.streams import pack_streams
@@ -22,20 +23,25 @@ from storyloom_training.base import build_model
 from storyloom_training.config import SMOKE, Recipe
 from storyloom_training.controlnet.control import PoseControl, new_controlnet
 from storyloom_training.controlnet.keypoints import people_keypoints
-from storyloom_training.identity.adapters.batches import BatchSource, References, of_others
+from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
 from storyloom_training.identity.adapters.captions import IdentityCaptioner
 from storyloom_training.identity.adapters.crops import Crops, people_crops
 from storyloom_training.identity.adapters.encoder import PackageEncoder
 from storyloom_training.identity.adapters.face_loss import FaceLoss
+from storyloom_training.identity.adapters.faces import PeopleFaces, people_faces
 from storyloom_training.identity.adapters.features import ARRAYS, PeopleFeatures, people_features
 from storyloom_training.identity.adapters.injector import InjectorTrainee, injector_sizes
+from storyloom_training.identity.adapters.instantid import InstantIdTrainee
 from storyloom_training.identity.adapters.methods import METHODS
+from storyloom_training.identity.adapters.photomaker import PhotoMakerTrainee, first_words
 from storyloom_training.identity.adapters.references import (
     NOBODY,
     own_references,
+    several_references,
     shuffled_references,
     stacked_references,
 )
+from storyloom_training.identity.adapters.said import Said, said_plainly
 from storyloom_training.identity.adapters.sampling import one_reference, sample_stories
 from storyloom_training.identity.adapters.stage import Bench, Noised, losses_of, train_adapter, validate
 from storyloom_training.identity.adapters.storymaker import StoryMakerTrainee, storymaker_sizes
@@ -49,6 +55,7 @@ from storyloom_training.vae import build_vae
 # Groups of eight frames: with fewer, few people have a face in two of them at this size.
 RECIPE = replace(SMOKE, data=replace(SMOKE.data, frames=8))
 PLAN = RECIPE.injector
+IMAGE_ENCODER = Path(__file__).parents[2] / "weights" / "storyloom-mini" / "image_encoder"
 
 SEEN = st.integers(1, 8).flatmap(
     lambda frames: st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=frames, max_size=frames)
@@ -61,7 +68,7 @@ class Pixels:
     fingerprint = "pixels"
 
     def faces(self, crops: Crops) -> NDArray[np.float32]:
-        values = self._grid(crops).reshape(len(crops), -1)[:, :64]
+        values = np.tile(self._grid(crops).reshape(len(crops), -1), (1, 2))[:, :512]
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
     def states(self, crops: Crops) -> NDArray[np.float32]:
@@ -84,7 +91,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     source = BatchSource(pipeline.data, people_features(folder / "features", crops, Pixels()), PLAN)
     side, channels = RECIPE.data.size // 8, RECIPE.vae.latent_channels
     latents = torch.randn(len(pipeline.data.pictures), channels, side, side).half()
-    return Bench(RECIPE, PLAN, model, pipeline.tokenizer, source, latents)
+    faces = _faces(folder, pipeline.data, source.features)
+    return Bench(RECIPE, PLAN, model, pipeline.tokenizer, source, latents, faces=faces, image_encoder=IMAGE_ENCODER)
+
+
+def _faces(folder: Path, data: StoryDB, features: PeopleFeatures) -> PeopleFaces:
+    faces = people_faces(folder / "faces.npy", data, features.groups)
+    faces.portraits(features.folder / "portrait.npy", features.table, 112)
+    return faces
 
 
 class Table(PeopleFeatures):
@@ -264,7 +278,9 @@ def held_out(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     data = StoryDB(folder / "data", Split.VALIDATION, 4, plan.frames, plan.size, plan.mask_size)
     data.prepare()
     features = people_features(folder / "features", people_crops(folder / "crops", data, 4), Pixels())
-    return replace(bench, source=BatchSource(data, features, PLAN), latents=bench.latents[: 4 * plan.frames])
+    faces = _faces(folder, data, features)
+    latents = bench.latents[: 4 * plan.frames]
+    return replace(bench, source=BatchSource(data, features, PLAN), latents=latents, faces=faces)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -281,7 +297,10 @@ def test_a_method_runs_from_start_to_file(name: str, bench: Bench, held_out: Ben
     method.save(file, trainee, here)
     loaded = load_identity_adapter(file, name, method.name, bench.model.unet)
     assert loaded.encoders == "pixels"
-    _check_the_engine_makes_the_same(loaded, trainee, here.source.features)
+    if isinstance(trainee, PhotoMakerTrainee):
+        _check_the_engine_writes_the_same(loaded, trainee, here.source.features)
+    else:
+        _check_the_engine_makes_the_same(loaded, trainee, here.source.features)
 
 
 @torch.no_grad()
@@ -303,12 +322,108 @@ def _check_the_engine_makes_the_same(adapter: IdentityAdapter, trainee: Trainee,
         torch.testing.assert_close(values, other_values[:, :length], rtol=2e-2, atol=2e-2)
 
 
+@torch.no_grad()
+def _check_the_engine_writes_the_same(
+    adapter: IdentityAdapter, trainee: PhotoMakerTrainee, features: PeopleFeatures
+) -> None:
+    assert adapter.words is not None
+    entries = torch.tensor([0, 1])
+    shown = tuple(
+        ReferenceFeatures(portrait=features.portrait[entry], face=features.take("face", entries)[0].numpy())
+        for entry in entries.tolist()
+    )
+    served = adapter.words.identities("anybody", CharacterIdentity(IdentityFeatures("pixels", shown)))
+    trained = trainee.embeddings_of(features, entries)
+    torch.testing.assert_close(served, trained, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        adapter.words.fuse(trained, served), trainee.words.fuse(trained, trained), rtol=2e-2, atol=2e-2
+    )
+    for name, change in trainee.low_rank.items():
+        torch.testing.assert_close(adapter.low_rank[name].up.float(), change.up, rtol=1e-2, atol=1e-3)
+
+
+def _written(bench: Bench) -> tuple[PhotoMakerTrainee, IdentityBatch, Said, Said]:
+    """A batch whose first row is written into the text, and whose second has lost its references."""
+    torch.manual_seed(0)
+    plan = replace(RECIPE.photomaker, full_odds=0.0)
+    source = replace(bench.source, plan=plan)
+    trainee = PhotoMakerTrainee(first_words(IMAGE_ENCODER, RECIPE.base.text_width), plan, bench.model.unet)
+    batch = source.of_groups([0, 1], torch.Generator().manual_seed(0), 0, drop=False)
+    zeroed = torch.zeros(len(batch.pictures), dtype=torch.bool)
+    zeroed[1] = True
+    batch = replace(batch, references=replace(batch.references, zeroed=zeroed))
+    written = trainee.said(bench.model, bench.tokenizer, batch, source.features, batch.references)
+    return trainee, batch, written, said_plainly(bench.model, bench.tokenizer, batch)
+
+
+def test_persons_stand_in_the_text_as_often_as_they_have_references(bench: Bench) -> None:
+    trainee, batch, written, plain = _written(bench)
+    references = (batch.references.entries != NOBODY).sum(2)
+    for row, (people, caption) in enumerate(zip(references.tolist(), batch.captions, strict=True)):
+        more = written.masks[row].sum(1) - plain.masks[row].sum(1)
+        kept = row == 1
+        assert more.tolist() == [0 if kept else max(count - 1, 0) for count in people], caption
+        assert torch.equal(written.text[row], plain.text[row]) == (kept or not any(people))
+    written.text.square().mean().backward()
+    for part in ("vision_model.embeddings.patch_embedding", "visual_projection", "fuse_module.mlp1.fc1"):
+        assert trainee.words.get_submodule(part).weight.grad.any(), part
+
+
+def test_an_encoder_of_other_pictures_reads_those_of_clip() -> None:
+    """What changes is how many heads there are; without layers nothing does."""
+    network, mean, std = load_image_network(IMAGE_ENCODER)
+    words = first_words(IMAGE_ENCODER, 32)
+    picture = np.random.default_rng(0).integers(0, 255, (1, 112, 112, 3), np.uint8)
+    pixels = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255
+    theirs = (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        expected = network.float().vision_model.embeddings(theirs)
+        found = words.vision_model.embeddings(words.pixels(torch.from_numpy(picture)))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_identitynet_acts_in_frames_of_one_person(bench: Bench) -> None:
+    torch.manual_seed(0)
+    features = bench.source.features
+    trainee = InstantIdTrainee(RECIPE.instantid, RECIPE.controlnet, features, bench.model.unet)
+    for name, value in trainee.net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(value, std=0.3)
+    source = replace(bench.source, plan=RECIPE.instantid)
+    batch = source.of_groups([0, 1, 2, 3], torch.Generator().manual_seed(0), 0, drop=False)
+    alone = batch.references.present.sum(1) == 1
+    assert alone.any()
+    assert not alone.all()
+    noisy = torch.randn(len(batch.pictures), *bench.latents.shape[1:])
+    added = trainee.controls(
+        bench.faces, batch.pictures, features, batch.references, noisy, torch.full((len(noisy),), 500)
+    )
+    middle = added["mid_block_additional_residual"]
+    assert torch.equal(middle.flatten(1).any(1), alone)
+    middle.sum().backward()
+    assert trainee.maker.projection.latents.grad.any()
+
+
+@given(SEEN, st.integers(0, 2**32), st.data())
+def test_several_references_are_of_other_frames(seen: list[list[bool]], seed: int, data: st.DataObject) -> None:
+    visible = torch.tensor(seen)
+    frames = data.draw(st.lists(st.integers(0, len(seen) - 1), min_size=1, unique=True))
+    chosen = several_references(visible, frames, torch.Generator().manual_seed(seed))
+    for row, frame in enumerate(frames):
+        for person in range(3):
+            found = [one for one in chosen[row, person].tolist() if one != NOBODY]
+            others = {other for other in frames if seen[other][person] and other != frame}
+            assert len(found) == len(set(found))
+            assert set(found) <= others
+            assert bool(found) == bool(others) == (chosen[row, person, 0].item() != NOBODY)
+
+
 def test_storymaker_looks_at_the_faces_that_it_makes(bench: Bench) -> None:
     method = METHODS["storymaker"]
     plan = replace(method.plan(RECIPE), identity_dropout=0.0, both_dropout=0.0)
     torch.manual_seed(0)
     vae = build_vae(RECIPE)
-    faces = FaceLoss(vae, 1.0, lambda crops: crops.mean((2, 3)).repeat(1, 22)[:, :64], bench.source.data,
+    faces = FaceLoss(vae, 1.0, lambda crops: crops.mean((2, 3)).repeat(1, 171)[:, :512], bench.source.data,
                      bench.source.features, rows=1, below=1000)  # fmt: skip
     here = replace(bench, plan=plan, source=replace(bench.source, plan=plan), face_loss=faces)
     trainee = StoryMakerTrainee(storymaker_sizes(plan, bench.source.features, bench.model.unet), plan, bench.model.unet)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+References = Literal["shuffled", "stacked", "own", "several"]
+"""Which pictures of a person a frame is conditioned on in training; see `AdapterRecipe`."""
+
 
 @dataclass(frozen=True)
 class DataRecipe:
@@ -109,7 +112,8 @@ class AdapterRecipe:
 
     Odds are fractions of persons (`full`, `clothes`: how much a caption says of their looks, else hardly anything) or
     of groups (the others). `references` of a frame are one picture of another frame (`shuffled`), all of the group's
-    at once (`stacked`, Storynizor's ablation) or the frame's own picture (`own`, as IP-Adapter trains).
+    at once (`stacked`, Storynizor's ablation), the frame's own picture (`own`, as IP-Adapter trains) or one to all of
+    the other frames that are trained on (`several`). With `alone` frames do not attend to each other.
     """
 
     groups: int = 4
@@ -122,7 +126,8 @@ class AdapterRecipe:
     say_steps: int = 600  # steps in which the resampler first learns to say what the text says of people
     say_learning_rate: float = 1e-3
     say_batch: int = 64
-    references: Literal["shuffled", "stacked", "own"] = "shuffled"
+    alone: bool = False
+    references: References = "shuffled"
     full_odds: float = 0.2
     clothes_odds: float = 0.3
     text_dropout: float = 0.05
@@ -144,7 +149,7 @@ class IpAdapterRecipe(AdapterRecipe):
     The heads are 64 wide, as in all published files.
     """
 
-    references: Literal["shuffled", "stacked", "own"] = "own"
+    references: References = "own"
     tokens: int = 8
     depth: int = 2
     heads: int = 4
@@ -178,6 +183,34 @@ class StoryMakerRecipe(AdapterRecipe):
 
 
 @dataclass(frozen=True)
+class PhotoMakerRecipe(AdapterRecipe):
+    """PhotoMaker's first version: an image encoder of its own, an embedding of each reference, low-rank changes.
+
+    Frames are made on their own, as the paper has it.
+    """
+
+    alone: bool = True
+    together_share: float = 0.25
+    references: References = "several"
+    rank: int = 8
+
+
+@dataclass(frozen=True)
+class InstantIdRecipe(AdapterRecipe):
+    """InstantID: a resampler over the face's embedding, and IdentityNet, a ControlNet that reads its tokens.
+
+    IdentityNet's build is that of the pose ControlNet. It acts in frames of one person, hence most groups are of one.
+    """
+
+    alone: bool = True
+    together_share: float = 0.25
+    references: References = "own"
+    tokens: int = 16
+    depth: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
 class ControlNetRecipe:
     """A pose ControlNet for the synchronised, frozen model, on single pictures.
 
@@ -208,6 +241,8 @@ class Recipe:
     injector: InjectorRecipe = field(default_factory=InjectorRecipe)
     storymaker: StoryMakerRecipe = field(default_factory=StoryMakerRecipe)
     ip_adapter: IpAdapterRecipe = field(default_factory=IpAdapterRecipe)
+    photomaker: PhotoMakerRecipe = field(default_factory=PhotoMakerRecipe)
+    instantid: InstantIdRecipe = field(default_factory=InstantIdRecipe)
     controlnet: ControlNetRecipe = field(default_factory=ControlNetRecipe)
 
 
@@ -226,6 +261,10 @@ MINI_256 = replace(
     ip_adapter=IpAdapterRecipe(
         groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
     ),
+    photomaker=PhotoMakerRecipe(
+        groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999
+    ),
+    instantid=InstantIdRecipe(groups=16, frames=6, feature_groups=20000, steps=20000, say_steps=10000, ema_decay=0.999),
     controlnet=ControlNetRecipe(batch=128, steps=20000, learning_rate=1e-4, warmup=500, ema_decay=0.999),
 )
 # For tests: every stage runs in seconds, nothing is learnt.
@@ -251,6 +290,12 @@ SMOKE = replace(
         face_tokens=2, character_tokens=3, depth=1, heads=2, head_dim=16, rank=2,
     ),
     ip_adapter=IpAdapterRecipe(
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=1,
+    ),
+    photomaker=PhotoMakerRecipe(
+        groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, rank=2,
+    ),
+    instantid=InstantIdRecipe(
         groups=2, frames=3, feature_groups=4, steps=3, warmup=1, say_steps=2, say_batch=4, tokens=2, depth=1, heads=1,
     ),
     controlnet=ControlNetRecipe(embedding=(4, 4, 8, 8), batch=4, steps=3, warmup=1),

@@ -40,10 +40,17 @@ def fitted(landmarks: Landmarks, size: ArrayLike, width: int, height: int) -> ND
     return fit
 
 
+_FULL_SIZE = 512
+"""Pixels of a frame's shorter side from which on drawings are the authors'. No IdentityNet is published for smaller
+frames, in which dots of that size would hide the face; there they shrink with the frame.
+"""
+
+
 def draw_faces(faces: Sequence[Landmarks], width: int, height: int) -> Pixels:
     """The drawings of some faces in one picture, later ones over earlier ones; see ``draw_face``."""
+    size = min(1.0, min(width, height) / _FULL_SIZE)
     picture = np.zeros((height, width, 3), np.uint8)
     for landmarks in faces:
-        drawn = draw_face(landmarks, width, height)
+        drawn = draw_face(landmarks, width, height, size)
         picture = np.where(drawn.any(-1, keepdims=True), drawn, picture)
     return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from storyloom_model.identity.casting import story_identities
 from storyloom_model.identity.class_words import WordedPrompt
 from storyloom_model.identity.features import FeaturesError
 from storyloom_model.jobs import StoryJob
+from storyloom_model.prompts import ComposedPrompt
 
 
 def first_fused_step(start: float, steps: int) -> int:
@@ -48,30 +49,55 @@ def fused_text(
     identities = story_identities(job, adapter)
     persons = {name: words.identities(name, one) for name, one in identities.items()}
     composed = [one.prompt for one in prompts]
-    texts = [one.text for one in composed]
     mask = encoder.token_mask(composed, job.characters)
-    mentions = [_mentions(one, persons, encoder) for one in prompts]
-    lengths = encoder.lengths(texts)
+    mentions = [mentions_of(one, persons, encoder) for one in prompts]
+    lengths = encoder.lengths([one.text for one in composed])
     order = [
-        _repeated({token: len(persons[name]) for token, name in found.items()}, length, mask.shape[2])
+        repeated({token: len(persons[name]) for token, name in found.items()}, length, mask.shape[2])
         for found, length in zip(mentions, lengths, strict=True)
     ]
     source = torch.tensor(order, device=mask.device)
-    embedded = encoder.embed(texts, source)
-    hidden = embedded.hidden.clone()
-    for row, found in enumerate(mentions):
-        for token, name in found.items():
-            places = (source[row] == token).nonzero().flatten()
-            plain = hidden[row, places]
-            fused = words.fuse(plain, persons[name].to(plain))
-            hidden[row, places] = torch.lerp(plain, fused, adapter.scale * identities[name].scale)
-    return TextEmbeddings(hidden, embedded.widths, embedded.pooled), mask.gather(
+
+    def fuse(name: str, plain: Tensor) -> Tensor:
+        fused = words.fuse(plain, persons[name].to(plain))
+        return torch.lerp(plain, fused, adapter.scale * identities[name].scale)
+
+    return with_persons(composed, mentions, source, encoder, fuse), mask.gather(
         2, source[:, None].expand(-1, mask.shape[1], -1)
     )
 
 
-def _mentions(prompt: WordedPrompt, persons: Mapping[str, Tensor], encoder: TextEncoder) -> dict[int, str]:
-    """Whose class word ends at which token."""
+def with_persons(
+    prompts: Sequence[ComposedPrompt],
+    mentions: Sequence[Mapping[int, str]],
+    source: Tensor,
+    encoder: TextEncoder,
+    fuse: Callable[[str, Tensor], Tensor],
+) -> TextEmbeddings:
+    """The text of some prompts in which ``fuse`` takes the place of class words.
+
+    Args:
+        prompts: n of them.
+        mentions: of each prompt; see ``mentions_of``.
+        source: int64 [n, T], which token of its text stands at each place.
+        encoder: of the text.
+        fuse: takes the name of a person and the text [m, D] at the tokens of a mention; gives what stands there.
+    """
+    embedded = encoder.embed([one.text for one in prompts], source)
+    hidden = embedded.hidden.clone()
+    for row, found in enumerate(mentions):
+        for token, name in found.items():
+            places = (source[row] == token).nonzero().flatten()
+            hidden[row, places] = fuse(name, hidden[row, places])
+    return TextEmbeddings(hidden, embedded.widths, embedded.pooled)
+
+
+def mentions_of(prompt: WordedPrompt, persons: Mapping[str, Tensor], encoder: TextEncoder) -> dict[int, str]:
+    """Whose class word ends at which token, of those who have embeddings.
+
+    Raises:
+        FeaturesError: a mention has no word.
+    """
     found = {}
     for name in persons:
         if name in prompt.prompt.spans and not prompt.words[name]:
@@ -81,7 +107,7 @@ def _mentions(prompt: WordedPrompt, persons: Mapping[str, Tensor], encoder: Text
     return found
 
 
-def _repeated(copies: Mapping[int, int], used: int, length: int) -> list[int]:
+def repeated(copies: Mapping[int, int], used: int, length: int) -> list[int]:
     """Which token of a text stands at each place when some are there several times.
 
     Args:

@@ -1,4 +1,4 @@
-"""InstantID for SDXL (Wang et al. 2024): its adapter, and the drawing that its ControlNet, IdentityNet, is shown."""
+"""InstantID (Wang et al. 2024): its adapter, and the drawing that its ControlNet, IdentityNet, is shown."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ def read_instantid(name: str, weights: Mapping[str, Tensor], layers: Sequence[At
     return IdentityAdapter(name, maker, found, SCALE, low_rank)
 
 
-def draw_face(landmarks: ArrayLike, width: int, height: int) -> NDArray[np.uint8]:
+def draw_face(landmarks: ArrayLike, width: int, height: int, size: float = 1.0) -> NDArray[np.uint8]:
     """The drawing of a face: a limb from each eye and each corner of the mouth to the nose, and a dot on all five.
 
     Args:
         landmarks: [5, 2] in pixels, x first: left eye, right eye, nose, left and right corner of the mouth.
         width: of the drawing in pixels.
         height: likewise.
+        size: of limbs and dots, in parts of what the authors have.
 
     Returns:
         [height, width, 3].
@@ -67,16 +68,16 @@ def draw_face(landmarks: ArrayLike, width: int, height: int) -> NDArray[np.uint8
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     picture = np.zeros((height, width, 3))
     for start, end in _LIMBS:
-        limb = _ellipse(x, y, points[start], points[end])
+        limb = _ellipse(x, y, points[start], points[end], size * _LIMB_RADIUS)
         picture[limb] = np.floor(np.multiply(_COLOURS[start], _LIMB_BRIGHTNESS))
     for point, colour in zip(points, _COLOURS, strict=True):
         column, row = np.trunc(point)
-        picture[(x - column) ** 2 + (y - row) ** 2 <= _POINT_RADIUS**2] = colour
+        picture[(x - column) ** 2 + (y - row) ** 2 <= (size * _POINT_RADIUS) ** 2] = colour
     return picture.astype(np.uint8)
 
 
 def _ellipse(
-    x: NDArray[np.int_], y: NDArray[np.int_], start: NDArray[np.float64], end: NDArray[np.float64]
+    x: NDArray[np.int_], y: NDArray[np.int_], start: NDArray[np.float64], end: NDArray[np.float64], radius: float
 ) -> NDArray[np.bool_]:
     """Whether pixels are in the ellipse whose long axis is the line between two points."""
     column, row = np.trunc((start + end) / 2)
@@ -85,5 +86,5 @@ def _ellipse(
     along, across = direction / max(length, 1.0), np.array([-direction[1], direction[0]]) / max(length, 1.0)
     u = (x - column) * along[0] + (y - row) * along[1]
     v = (x - column) * across[0] + (y - row) * across[1]
-    inside: NDArray[np.bool_] = (u / max(length // 2, 1)) ** 2 + (v / _LIMB_RADIUS) ** 2 <= 1
+    inside: NDArray[np.bool_] = (u / max(length // 2, 1)) ** 2 + (v / radius) ** 2 <= 1
     return inside

@@ -1,4 +1,4 @@
-"""PhotoMaker's two versions for SDXL (Li et al. 2024): stacked embeddings of a person, fused with the class word.
+"""PhotoMaker's two versions (Li et al. 2024): stacked embeddings of a person, fused with the class word.
 
 Parameter names are those of the published files. They hold an image encoder of their own, a fine-tuned CLIP ViT-L/14,
 so that they are given pixels, the portraits of references, and not what the package's image encoder says of these.
@@ -114,6 +114,11 @@ class PhotoMakerWords(WordMaker):
         pooled = self.vision_model(pixels).pooler_output
         return torch.cat([self.visual_projection(pooled), self.visual_projection_2(pooled)], dim=-1)[:, None]
 
+    @property
+    def tokens_width(self) -> int:
+        """Channels of an embedding of a person."""
+        return int(self.visual_projection.out_features + self.visual_projection_2.out_features)
+
     def _of(self, name: str, features: IdentityFeatures) -> Tensor:
         shown = [
             (reference.portrait, reference.face)
@@ -127,10 +132,10 @@ class PhotoMakerWords(WordMaker):
             )
         like = self.visual_projection.weight
         portraits, faces = (torch.from_numpy(np.stack(column)).to(like.device) for column in zip(*shown, strict=True))
-        return self.embeddings(self._pixels(portraits).to(like.dtype), faces.to(like.dtype))
+        return self.embeddings(self.pixels(portraits).to(like.dtype), faces.to(like.dtype))
 
-    def _pixels(self, portraits: Tensor) -> Tensor:
-        """uint8 [B, side, side, 3] -> float32 [B, 3, side, side] at the encoder's size."""
+    def pixels(self, portraits: Tensor) -> Tensor:
+        """[B, side, side, 3] from 0 to 255 -> float32 [B, 3, side, side] at the encoder's size, as CLIP takes them."""
         pixels = portraits.permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != self._side:
             pixels = F.interpolate(pixels, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -180,6 +185,11 @@ def read_photomaker(method: str, name: str, weights: Mapping[str, Tensor], unet:
     if width != expected:
         raise PackageError(
             f"adapter {name} is for {base_name(width)}, the package is {base_name(expected)}: take the file for it"
+        )
+    stacked = words.tokens_width
+    if stacked != width:
+        raise PackageError(
+            f"adapter {name} makes embeddings of width {stacked} for a text of {width}; its file is damaged"
         )
     changes = read_lora(name, low_rank, {UNET: unet})[UNET]
     return IdentityAdapter(name, NoStreams(), (), low_rank=changes, words=words, words_start=START)

@@ -30,6 +30,8 @@ def main() -> None:
         "--controlnet", type=Path, help="folder of a pose ControlNet, so that references need not carry the pose"
     )
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--say-steps", type=int, help="of the stage before it, likewise")
+    parser.add_argument("--groups", type=int, help="how many groups of the data are looked at, instead of the recipe's")
     parser.add_argument("--out", type=Path, help="the adapter's file; default PACKAGE/identity/METHOD.safetensors")
     options = parser.parse_args()
     recipe, method = RECIPES[options.recipe], METHODS[options.method]
@@ -46,6 +48,10 @@ def main() -> None:
     plan = method.plan(recipe)
     if options.steps:
         plan = replace(plan, steps=options.steps)
+    if options.say_steps:
+        plan = replace(plan, say_steps=options.say_steps)
+    if options.groups:
+        plan = replace(plan, feature_groups=options.groups)
     bench, held_out = workshop.bench(plan), workshop.held_out(plan)
     folder = options.folder / options.method
     trainee = method.prepare(bench, folder)

@@ -15,6 +15,7 @@ from storyloom_training.identity.adapters.features import PeopleFeatures
 from storyloom_training.identity.adapters.references import (
     NOBODY,
     own_references,
+    several_references,
     shuffled_references,
     stacked_references,
 )
@@ -144,6 +145,8 @@ class BatchSource:
             chosen = stacked_references(visible, frames)
         elif self.plan.references == "own":
             chosen = own_references(visible, frames)
+        elif self.plan.references == "several":
+            chosen = several_references(visible, frames, draw)
         else:
             chosen = shuffled_references(visible, frames, draw)
         places = torch.arange(MAX_PEOPLE).view(1, -1, 1).expand_as(chosen)

@@ -30,12 +30,13 @@ class PackageEncoder:
         self._recogniser = next(model for model in models if getattr(model, "taskname", None) == "recognition")
         self._image = ImageEncoder.load(image)
         self.recogniser = Path(self._recogniser.model_file)
-        self._folder = image
+        self.image = image
+        self.size = self._image.size
 
     @cached_property
     def fingerprint(self) -> str:
         """Of recogniser and image encoder; features do not depend on what finds the faces."""
-        return encoders_fingerprint([self.recogniser, self._folder])
+        return encoders_fingerprint([self.recogniser, self.image])
 
     def faces(self, crops: Crops) -> NDArray[np.float32]:
         """Aligned faces [n, 112, 112, 3] RGB -> embeddings of length 1, [n, 512]."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from storyloom_model.identity.adapter import IdentityAdapter, LayerProjections, LowRank
 from storyloom_model.identity.loading import ENCODERS, save_identity_adapter
 from storyloom_model.identity.published.layers import attention_layers
+from storyloom_training.identity.adapters.photomaker import PhotoMakerTrainee
 from storyloom_training.identity.adapters.trainee import Trainee
 
 
@@ -37,6 +40,20 @@ def save_published(file: Path, trainee: Trainee, unet: Any, encoders: str) -> No
     crossing = [place for place, layer in enumerate(attention_layers(unet)) if layer.context is not None]
     for place, layer in zip(crossing, trainee.projections(), strict=True):
         weights |= {f"ip_adapter.{place}.to_k_ip.weight": layer.to_k, f"ip_adapter.{place}.to_v_ip.weight": layer.to_v}
+    _write(file, weights, encoders)
+
+
+def save_photomaker(file: Path, trainee: PhotoMakerTrainee, encoders: str) -> None:
+    """Float16 safetensors with the names that PhotoMaker is published with, as `save_published`."""
+    weights = {f"id_encoder.{name}": value for name, value in trainee.words.state_dict().items()}
+    for name, change in trainee.low_rank.items():
+        layer, part = name.removesuffix(".weight").removesuffix(".0").rsplit(".", 1)
+        own = f"lora_weights.unet.{layer}.processor.{part}_lora"
+        weights |= {f"{own}.down.weight": change.down, f"{own}.up.weight": change.up}
+    _write(file, weights, encoders)
+
+
+def _write(file: Path, weights: Mapping[str, Tensor], encoders: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: value.detach().half().contiguous() for name, value in weights.items()}
     save_file(kept, file, {ENCODERS: encoders})

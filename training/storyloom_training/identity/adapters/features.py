@@ -1,7 +1,7 @@
 """What the encoders say of the people in rendered groups, computed once and kept as memory-mapped arrays.
 
 Files of a folder: `table.npy` as of the crops; `face.npy` float16 [entries, 512], `face_states.npy` and
-`character_states.npy` float16 [entries, tokens, width]; `features.json`, the encoders that made them.
+`character_states.npy` float16 [entries, tokens, width]; `portrait.npy`; `features.json`, the encoders that made them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor
 from storyloom_training.identity.adapters.crops import Crops, PeopleCrops
 
 ARRAYS = ("face", "face_states", "character_states")
+PORTRAIT = "portrait"
+"""Not of an encoder: uint8 [entries, side, side, 3], the head as it is in the picture."""
 _BATCH = 64
 
 
@@ -65,6 +67,10 @@ class PeopleFeatures:
     @cached_property
     def character_states(self) -> NDArray[np.float16]:
         return self._load("character_states")
+
+    @cached_property
+    def portrait(self) -> NDArray[np.float16]:
+        return self._load(PORTRAIT)
 
     @property
     def groups(self) -> int:

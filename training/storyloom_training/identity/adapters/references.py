@@ -41,6 +41,23 @@ def own_references(visible: Tensor, frames: Sequence[int]) -> Tensor:
     return torch.where(visible[list(frames)], torch.tensor(frames)[:, None], NOBODY)[..., None]
 
 
+def several_references(visible: Tensor, frames: Sequence[int], draw: torch.Generator) -> Tensor:
+    """As PhotoMaker trains: one to all of the other frames that are trained on, each as often as any number of them.
+
+    Returns:
+        int64 [len(frames), people, len(frames) - 1], NOBODY behind the last; one place at least.
+    """
+    chosen = torch.full((len(frames), visible.shape[1], max(1, len(frames) - 1)), NOBODY)
+    for row, frame in enumerate(frames):
+        for person in range(visible.shape[1]):
+            others = [other for other in frames if visible[other, person] and other != frame]
+            if others:
+                count = 1 + int(torch.randint(len(others), (), generator=draw))
+                order = torch.randperm(len(others), generator=draw)[:count]
+                chosen[row, person, :count] = torch.tensor(others)[order]
+    return chosen
+
+
 def stacked_references(visible: Tensor, frames: Sequence[int]) -> Tensor:
     """The paper's ablation: all faces of the frames that are trained on, for each of them; its own among them.
 

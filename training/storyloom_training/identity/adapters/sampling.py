@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from storyloom_kernels import GroupLayout
 from storyloom_model.attention import StoryAttention
 from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import build_scheduler
 from storyloom_training.identity.adapters.batches import IdentityBatch, References
+from storyloom_training.identity.adapters.said import said_plainly
 from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.identity.adapters.trainee import Trainee
 from storyloom_training.vae import to_pictures
@@ -39,12 +39,16 @@ def sample_stories(
     scheduler, unet, rows = build_scheduler(), bench.model.unet, len(batch.pictures)
     scheduler.set_timesteps(steps)
     latents = torch.randn((rows, *bench.latents.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    text = bench.model.encode(bench.tokenizer, [""] * rows + batch.texts).float()
-    masks = batch.token_masks(bench.tokenizer, text.shape[1]).repeat(2, 1, 1)
-    layout = GroupLayout((frames,) * (2 * rows // frames))
-    identity = None
-    if references is not None:
-        identity = trainee.streams(bench.source.features, references.under_negatives())
+    features = bench.source.features
+    if references is None:
+        said, both = said_plainly(bench.model, bench.tokenizer, batch), None
+    else:
+        said = trainee.said(bench.model, bench.tokenizer, batch, features, references)
+        both = references.under_negatives()
+    text = torch.cat((bench.model.encode(bench.tokenizer, [""] * rows), said.text)).float()
+    masks = said.masks.repeat(2, 1, 1)
+    layout = bench.layout(2 * rows)
+    identity = None if both is None else trainee.streams(features, both)
     previous = None
     for timestep in scheduler.timesteps:
         story = StoryAttention(
@@ -56,8 +60,12 @@ def sample_stories(
             identity=identity,
         )
         with mixed_precision(unet.device):
+            noisy = latents.repeat(2, 1, 1, 1)
+            added = {}
+            if both is not None:
+                added = trainee.controls(bench.faces, 2 * batch.pictures, features, both, noisy, timestep)
             made = unet(
-                latents.repeat(2, 1, 1, 1), timestep.expand(2 * rows), text, cross_attention_kwargs={"story": story}
+                noisy, timestep.expand(2 * rows), text, cross_attention_kwargs={"story": story}, **added
             ).sample.float()
         previous = story.average_maps()
         plain, conditioned = made.chunk(2)

@@ -6,7 +6,7 @@ leave out. Identity adapters are seldom trained from nothing either: StoryMaker 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 from storyloom_training.base import TextToImage
 from storyloom_training.identity.adapters.stage import Bench
-from storyloom_training.storydb.captions import FullDescription, describe_fully
+from storyloom_training.storydb.captions import FullDescription, describe_briefly, describe_fully
+from storyloom_training.storydb.people import Person
 
 _CHUNK = 64
 
@@ -59,6 +60,20 @@ class Sayings:
     @classmethod
     def of(cls, bench: Bench, tokens: int, *, clothes: bool) -> Sayings:
         """One description of each person whose face is seen, of the face alone or of the `clothes` too."""
+        return cls._of(bench, tokens, lambda rng, person: describe_fully(rng, person, clothes=clothes))
+
+    @classmethod
+    def of_nouns(cls, bench: Bench) -> Sayings:
+        """One word for each such person, as "woman": its state alone."""
+
+        def called(rng: Random, person: Person) -> FullDescription:
+            text = describe_briefly(rng, person, clothes=False).text
+            return FullDescription(text, (len(text),))
+
+        return cls._of(bench, 1, called)
+
+    @classmethod
+    def _of(cls, bench: Bench, tokens: int, describe: Callable[[Random, Person], FullDescription]) -> Sayings:
         data, table = bench.source.data, bench.source.features.table
         places = (table >= 0).nonzero()
         people: dict[tuple[int, int], int] = {}
@@ -68,7 +83,7 @@ class Sayings:
             if (group, place) not in people:
                 people[group, place] = len(descriptions)
                 rng = Random(f"say:{group}:{place}")  # noqa: S311
-                descriptions.append(describe_fully(rng, data.group(group).cast[place], clothes=clothes))
+                descriptions.append(describe(rng, data.group(group).cast[place]))
             person[table[group, frame, place]] = people[group, place]
         return cls(said_states(bench.model, bench.tokenizer, descriptions, tokens), person)
 

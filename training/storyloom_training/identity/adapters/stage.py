@@ -20,6 +20,8 @@ from storyloom_training.device import mixed_precision
 from storyloom_training.diffusion import add_noise, build_scheduler
 from storyloom_training.identity.adapters.batches import BatchSource, IdentityBatch, References, of_others
 from storyloom_training.identity.adapters.face_loss import FaceLoss
+from storyloom_training.identity.adapters.faces import PeopleFaces
+from storyloom_training.identity.adapters.said import said_plainly
 from storyloom_training.identity.adapters.trainee import Trainee
 from storyloom_training.loop import Ema, Losses, Stage, run
 from storyloom_training.losses import mask_perceptual_loss, people_weights, weighted_mse
@@ -34,7 +36,8 @@ class Bench:
 
     `latents` [pictures, c, h, w] belong to `source.data`, and so do `poses`: with them the model is shown how the
     people of each picture stand, so that references need not say it (StoryMaker's pose decoupling). Without `face_loss`
-    faces are not looked at.
+    faces are not looked at. `faces` says where they are, for methods that are shown it; `image_encoder` is the
+    package's, for those that begin with it.
     """
 
     recipe: Recipe
@@ -45,6 +48,13 @@ class Bench:
     latents: Tensor
     face_loss: FaceLoss | None = None
     poses: PoseControl | None = None
+    faces: PeopleFaces | None = None
+    image_encoder: Path | None = None
+
+    def layout(self, rows: int) -> GroupLayout:
+        """Which rows attend to each other."""
+        frames = 1 if self.plan.alone else self.plan.frames
+        return GroupLayout((frames,) * (rows // frames))
 
 
 @dataclass(frozen=True)
@@ -83,30 +93,35 @@ def losses_of(
         true_masks: people are where they truly are, for regions and the first masks, as if maps were perfect.
     """
     unet, data = bench.model.unet, bench.source.data
-    with torch.no_grad():
-        text = bench.model.encode(bench.tokenizer, batch.texts)
+    features = bench.source.features
+    if references is None:
+        said = said_plainly(bench.model, bench.tokenizer, batch)
+    else:
+        said = trainee.said(bench.model, bench.tokenizer, batch, features, references)
+    text = said.text
     clean = bench.latents[batch.pictures].float()
     masks, heads = (torch.from_numpy(part[batch.pictures]).float() / 255 for part in (data.masks, data.heads))
     noisy, target = add_noise(build_scheduler(), clean, noised.noise, noised.timesteps)
     size = (clean.shape[-2], clean.shape[-1])
-    groups = len(batch.pictures) // bench.plan.frames
     with mixed_precision(unet.device):
-        identity = None if references is None else trainee.streams(bench.source.features, references)
+        identity = None if references is None else trainee.streams(features, references)
         story = StoryAttention(
-            GroupLayout((bench.plan.frames,) * groups),
+            bench.layout(len(batch.pictures)),
             latent_size=size,
-            token_mask=batch.token_masks(bench.tokenizer, text.shape[1]),
+            token_mask=said.masks,
             first_mask=masks.amax(1) if true_masks else None,
             identity=identity,
             region_masks=masks if true_masks else None,
         )
         posed = {} if bench.poses is None else bench.poses.of(batch.pictures, noisy, noised.timesteps, text)
+        if references is not None:
+            posed |= trainee.controls(bench.faces, batch.pictures, features, references, noisy, noised.timesteps)
         made = unet(noisy, noised.timesteps, text, cross_attention_kwargs={"story": story}, **posed).sample.float()
     base = bench.recipe.base
     weight = people_weights(masks, heads, size, base.people_weight, base.head_weight)
     diffusion = weighted_mse(made, target, weight)
-    said = torch.tensor([caption is not None for caption in batch.captions]).view(-1, 1, 1, 1)
-    dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * said)
+    captioned = torch.tensor([caption is not None for caption in batch.captions]).view(-1, 1, 1, 1)
+    dice = mask_perceptual_loss([(layer.values, layer.size) for layer in story.layer_maps], masks * captioned)
     extra = {} if references is None else trainee.regularise(story, masks, references)
     if bench.face_loss is not None and references is not None:
         faces = bench.face_loss(noisy, made, noised.timesteps, batch, references)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from storyloom_model.attention import AttentionPass
 from storyloom_model.identity.adapter import LayerProjections, LowRank, StreamMaker
 from storyloom_model.identity.streams import IdentityStreams
-from storyloom_training.identity.adapters.batches import References
+from storyloom_training.base import TextToImage
+from storyloom_training.identity.adapters.batches import IdentityBatch, References
+from storyloom_training.identity.adapters.faces import PeopleFaces
 from storyloom_training.identity.adapters.features import PeopleFeatures
 from storyloom_training.identity.adapters.references import NOBODY
+from storyloom_training.identity.adapters.said import Said, said_plainly
 
 
 class IdentityLayer(nn.Module):
@@ -30,7 +33,7 @@ class IdentityLayer(nn.Module):
         return LayerProjections(self.to_k, self.to_v)
 
 
-class Trainee(nn.Module, ABC):
+class Trainee(nn.Module):
     """Maker and layers of an adapter in training."""
 
     def __init__(self, maker: StreamMaker, unet: Any) -> None:
@@ -47,9 +50,40 @@ class Trainee(nn.Module, ABC):
         """Changes of the UNet's weights, by parameter name."""
         return {}
 
-    @abstractmethod
-    def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams:
-        """The streams of a batch's rows, with gradient."""
+    def streams(self, features: PeopleFeatures, references: References) -> IdentityStreams | None:
+        """The streams of a batch's rows, with gradient; None: the method has none."""
+        return None
+
+    def said(
+        self,
+        model: TextToImage,
+        tokenizer: CLIPTokenizer,
+        batch: IdentityBatch,
+        features: PeopleFeatures,
+        references: References,
+    ) -> Said:
+        """The text of a batch's rows; methods that write persons into it do so here, with gradient."""
+        return said_plainly(model, tokenizer, batch)
+
+    def controls(
+        self,
+        faces: PeopleFaces | None,
+        pictures: list[int],
+        features: PeopleFeatures,
+        references: References,
+        noisy: Tensor,
+        timesteps: Tensor,
+    ) -> dict[str, Any]:
+        """What is added to the UNet, as its keyword arguments, with gradient.
+
+        Args:
+            faces: where they are in the bench's pictures.
+            pictures: their numbers, one a row.
+            features, references: of the rows.
+            noisy: [rows, c, h, w].
+            timesteps: int64 [rows], or one for all.
+        """
+        return {}
 
     def regularise(self, story: AttentionPass, masks: Tensor, references: References) -> dict[str, Tensor]:
         """Weighted losses beside the diffusion loss, by name, after a pass; `masks` [rows, people, h, w]."""

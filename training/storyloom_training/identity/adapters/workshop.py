@@ -19,7 +19,8 @@ from storyloom_training.identity.adapters.batches import BatchSource
 from storyloom_training.identity.adapters.crops import people_crops
 from storyloom_training.identity.adapters.encoder import PackageEncoder
 from storyloom_training.identity.adapters.face_loss import FaceLoss
-from storyloom_training.identity.adapters.features import ARRAYS, people_features
+from storyloom_training.identity.adapters.faces import people_faces
+from storyloom_training.identity.adapters.features import ARRAYS, PORTRAIT, people_features
 from storyloom_training.identity.adapters.stage import Bench
 from storyloom_training.identity.recognition import OnnxRecogniser
 from storyloom_training.storydb.dataset import StoryDB
@@ -92,9 +93,16 @@ class Workshop:
     def _bench(self, plan: AdapterRecipe, data: StoryDB, latents: Path, groups: int) -> Bench:
         values = latents_of(latents, data, self.vae)
         crops = people_crops(self.folder / "crops" / data.split.value, data, min(groups, data.groups))
-        known = people_features(self.folder / "features" / data.split.value, crops, self.encoder, self.features)
+        place = self.folder / "features" / data.split.value
+        known = people_features(place, crops, self.encoder, [name for name in self.features if name in ARRAYS])
+        faces = people_faces(self.folder / "faces" / f"{data.split.value}.npy", data, known.groups)
+        if PORTRAIT in self.features:
+            faces.portraits(place / f"{PORTRAIT}.npy", known.table, self.encoder.size)
         tokenizer, source = self.components.tokenizer, BatchSource(data, known, plan)
-        return Bench(self.recipe, plan, self.model, tokenizer, source, values, poses=self._poses(data))
+        return Bench(
+            self.recipe, plan, self.model, tokenizer, source, values, poses=self._poses(data), faces=faces,
+            image_encoder=self.encoder.image,
+        )  # fmt: skip
 
     def _poses(self, data: StoryDB) -> PoseControl | None:
         if self.controlnet is None:
