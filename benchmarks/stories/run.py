@@ -38,7 +38,7 @@ from benchmarks.stories.known import KnownBy, known_by_files, known_by_name
 from benchmarks.stories.methods import Method, evaluations, method
 from benchmarks.stories.metric import Metric
 from benchmarks.stories.report import Report, markdown, write
-from benchmarks.stories.scores import COSTS, DISCOVERY, RENDERS, Scored, score
+from benchmarks.stories.scores import RENDERS, Scored, cost_columns, score
 from benchmarks.stories.sheet import write_sheets
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
 from benchmarks.stories.weights import Weights, load_metrics, read_weights_file
@@ -212,8 +212,7 @@ def main(
     except (PackageError, StoryloomError, ValueError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(2) from error
-    discovered = any(how.discovers for how in chosen.values())
-    columns = (*(column for metric in metrics for column in metric.columns), *COSTS, *(DISCOVERY if discovered else ()))
+    columns = (*(column for metric in metrics for column in metric.columns), *cost_columns(rows))
     facts = _facts(benchmark, at.model, settings, seed, device)
     report = Report(columns, chosen, rows, left_out, facts)
     write(report, out, texts=texts)

@@ -55,6 +55,13 @@ class Scored:
         return known
 
 
+def cost_columns(rows: Mapping[str, Sequence[Scored]]) -> tuple[Column, ...]:
+    """Those of costs; those of discovery only where characters were found for a story."""
+    costs = (story.outcome.cost for stories in rows.values() for story in stories)
+    discovered = any(cost is not None and cost.discovery is not None for cost in costs)
+    return (*COSTS, *DISCOVERY) if discovered else COSTS
+
+
 def score(outcome: Outcome, made: MadeStory | None, metrics: Iterable[Metric]) -> Scored:
     """Scores one story; one that was refused has no values."""
     if made is None:

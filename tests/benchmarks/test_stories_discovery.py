@@ -14,7 +14,7 @@ from benchmarks.stories.generate import Maker, Outcome, Shelf
 from benchmarks.stories.known import known_by_name
 from benchmarks.stories.methods import METHODS
 from benchmarks.stories.report import Report, markdown
-from benchmarks.stories.scores import COSTS, DISCOVERY, Scored
+from benchmarks.stories.scores import COSTS, Scored, cost_columns
 from benchmarks.stories.stories import BenchmarkStory
 from storyloom import Character, Frame, Story, StoryClient, StoryResult
 from tests.model.tiny import build_tiny_package
@@ -127,6 +127,7 @@ def test_the_table_has_the_cost_in_columns_of_its_own() -> None:
         "identitystory": [Scored(Outcome(ASKED, Path(), Cost(90.0, "server", 3.0, DiscoveryCost(1600.0, 61.5))))],
     }
     facts = {"benchmark": "b", "model": "m", "command": "c", "date": "d"}
-    page = markdown(Report((*COSTS, *DISCOVERY), {name: METHODS[name] for name in rows}, rows, [], facts))
+    assert cost_columns({"none": rows["none"]}) == COSTS
+    page = markdown(Report(cost_columns(rows), {name: METHODS[name] for name in rows}, rows, [], facts))
     assert "| none | 50.0 | 2.00 | - | - |" in page
     assert "| identitystory | 90.0 | 3.00 | 1600 | 61.5 |" in page
