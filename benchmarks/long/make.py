@@ -101,10 +101,18 @@ def long_maker(package: Path, folder: Path, state: Path, settings: dict[str, Any
         folder: of the pictures.
         state: of the server; one that runs has it for itself.
         settings: what all methods share.
+
+    Raises:
+        SystemExit: the server stopped before it was ready.
     """
     state.mkdir(parents=True, exist_ok=True)
     (state / "ready").unlink(missing_ok=True)
-    with serving(state, package, backend=None) as server, StoryClient(server.address) as client:
-        timed = TimedClient(client, server.engine_pid, folder / "moments")
-        maker = Maker(timed, Shelf(folder, known_by_files(package)), settings)
-        yield LongMaker(maker, timed, client.get_model())
+    with serving(state, package, backend=None, wait=False) as server:
+        while not server.ready_file.exists():  # however long that takes on a busy machine
+            if server.process.poll() is not None:
+                raise SystemExit(f"the server stopped with exit code {server.process.returncode}:\n{server.log}")
+            time.sleep(0.1)
+        with StoryClient(server.address) as client:
+            timed = TimedClient(client, server.engine_pid, folder / "moments")
+            maker = Maker(timed, Shelf(folder, known_by_files(package)), settings)
+            yield LongMaker(maker, timed, client.get_model())
