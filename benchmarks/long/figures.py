@@ -89,7 +89,7 @@ def agreement(faces: Sequence[Vectors], first: Sequence[int], last: Sequence[int
         return None
     inside, across = ours @ ours.T, ours @ theirs.T
     rng = np.random.default_rng(seed)
-    drawn = []
+    drawn: list[tuple[float, float]] = []
     while len(drawn) < _DRAWS:
         rows, columns = rng.integers(len(ours), size=len(ours)), rng.integers(len(theirs), size=len(theirs))
         if len(set(rows)) > 1:
