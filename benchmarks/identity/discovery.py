@@ -30,11 +30,11 @@ from benchmarks.identity.cases import identity_case
 from benchmarks.identity.discovered import Agreement, HeldOut, agreement, compare, cross_validated, spread, terse
 from benchmarks.identity.discovery_report import write
 from benchmarks.latency.served import served
-from benchmarks.quality.generate import fingerprint
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.report import machine
 from benchmarks.stories.built_in import JudgedFaces
 from benchmarks.stories.faces import FaceFinder, PackFaces
+from benchmarks.stories.known import known_by_files
 from benchmarks.stories.similarity import Vectors
 from benchmarks.stories.stories import Pixels
 from storyloom import Character, CharacterRecord, FailedPrecondition, Settings, Solver, Story, StoryClient
@@ -226,7 +226,7 @@ def main(
     facts: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.identity.discovery", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "model": {"name": model.name, "fingerprint": fingerprint(model)},
+        "model": {"name": model.name, "known_by": known_by_files(model)(Settings())},
         "candidates": candidates,
         "held_out": held_out,
         "style": STYLE,

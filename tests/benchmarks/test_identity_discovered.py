@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from benchmarks.identity.discovered import (
     spread,
     terse,
 )
+from benchmarks.identity.discovery import JUDGE, RECOGNISER, Service, measure, sheet
 from benchmarks.identity.discovery_report import write
 from benchmarks.stories.similarity import Vectors
+from storyloom import CharacterRecord, DiscoveryLoop, Redenoising, Settings, Story
 
 
 def pictures(seed: int, count: int, strangers: int, noise: float = 0.15, width: int = 64) -> Vectors:
@@ -110,3 +113,63 @@ def test_a_page_tells_what_was_found(tmp_path: Path) -> None:
     assert told["summary"]["stories"]["judge"]["identity"]["among"]["less_text_alone"]["mean"] == 0
     assert told["summary"]["stories"]["judge"]["identity"]["found"]["less_text_alone"]["mean"] == -0.25
     assert {file.name for file in tmp_path.iterdir()} >= {"discovery.md", "discovery.png", "discovery-pictures.png"}
+
+
+class Drawing:
+    """Stands for a `StoryClient`: a frame's pixels tell its story's seed and its place."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.asked: list[Story] = []
+
+    def discover_character(self, name: str, description: str, *, request_id: str, **wish: Any) -> CharacterRecord:
+        loops = () if request_id in self.known else (DiscoveryLoop("s", (0, 2, 3, 4), (2, 4), 4),)
+        self.known.add(request_id)
+        return CharacterRecord(request_id, name, description, 1, discovery=loops)
+
+    def delete_character(self, character_id: str) -> None:
+        self.known.remove(character_id)
+
+    def wait(self, story_id: str) -> Any:
+        return SimpleNamespace(frames=[Image.new("RGB", (8, 8), (place, 9, 9)) for place in range(5)])
+
+    def generate(self, story: Story, *, request_id: str) -> Any:
+        assert len(request_id) <= 36
+        self.asked.append(story)
+        return SimpleNamespace(frames=[Image.new("RGB", (8, 8), (place, 0, 0)) for place in range(len(story.frames))])
+
+
+class Colours:
+    """Stands for `Eyes`: a picture's colours are its face."""
+
+    def faces(self, pictures: Any) -> dict[str, list[Vectors]]:
+        found = [np.array([[*one[0, 0], 1.0]], np.float32) for one in pictures]
+        rows = [one / np.linalg.norm(one) for one in found]
+        return {RECOGNISER: rows, JUDGE: rows}
+
+    def prominent(self, pictures: Any) -> dict[str, Vectors]:
+        return {name: np.concatenate(rows) for name, rows in self.faces(pictures).items()}
+
+
+def test_a_person_is_measured_by_candidates_and_stories_from_the_same_noise() -> None:
+    client: Any = Drawing()
+    eyes: Any = Colours()
+    service = Service(client, "model", Settings(steps=3))
+    found = measure(service, eyes, 7, "a girl", 5, 6)
+    assert (found.index, found.compared, found.kept) == (7, 4, (2, 4))
+    kept, true = (np.array([place, 9, 9, 1.0]) for place in (2, 4))
+    mean = kept / np.linalg.norm(kept) + true / np.linalg.norm(true)
+    first = np.array([0.0, 0, 0, 1])
+    assert found.held_out[JUDGE][0].filtered == pytest.approx(1 - first @ mean / np.linalg.norm(mean), abs=1e-5)
+    assert len(found.folds[RECOGNISER]) == 4 + 6
+    assert list(found.stories) == ["text alone", "identity", "identity, re-denoised"]
+    held_out, text, identity, redenoised = client.asked
+    assert (len(held_out.frames), held_out.settings.steps) == (6, 3)
+    assert {one.settings.seed for one in (text, identity, redenoised)} == {3007}
+    assert not any(one.settings.consistency.enabled for one in client.asked)
+    assert [bool(one.characters["mia"].id) for one in (text, identity, redenoised)] == [False, True, True]
+    assert redenoised.settings.redenoising == Redenoising(enabled=True)
+    assert sheet([found]).size == (4 * (4 * 8 + 12), 8)
+    assert "pictures" not in found.told()
+    again = measure(service, eyes, 7, "a girl", 5, 6)
+    assert again.kept == found.kept, "how it was found is not asked for again"

@@ -105,12 +105,14 @@ def test_checkpoints_of_ended_stories_go_at_once(tmp_path: Path, database_url: s
         done, still_open = await make_story(store, ends=False), await make_story(store, ends=False)
         for story_id in (done, still_open):
             await store.keep(story_id, ArtifactKind.CHECKPOINT, 0, b"step 8")
+            await store.keep(story_id, ArtifactKind.REFERENCE, 0, b"what a round shows")
             await store.keep(story_id, ArtifactKind.LATENTS, 0, b"latents")
         await store.write(journal.finish, done, StoryState.FINISHED)
-        assert await Sweeper(store, POLICY).sweep() == SweepReport(0, 1, 0)
+        assert await Sweeper(store, POLICY).sweep() == SweepReport(0, 2, 0)
         left = await blob_keys(store)
-        (checkpoint,) = [key for key in left if "checkpoint" in key]
-        assert still_open in checkpoint
+        for kind in ("checkpoint", "reference"):
+            (kept,) = [key for key in left if kind in key]
+            assert still_open in kept
         assert sum("latents" in key for key in left) == 2
 
     with_store(tmp_path, database_url, test)
