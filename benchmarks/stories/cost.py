@@ -29,6 +29,7 @@ class Cost:
     Attributes:
         evaluations: of the UNet, of one sample each, divided by the frames.
         seconds: encoding, denoising and decoding on an otherwise idle server, divided by the frames.
+        processor: seconds of the server's processes, divided by the frames; None where they are out of reach.
         discovery: of the characters that were found before the story was made, which is in neither of the two.
     """
 
@@ -36,6 +37,7 @@ class Cost:
     counted_by: str
     seconds: float
     discovery: DiscoveryCost | None = None
+    processor: float | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:

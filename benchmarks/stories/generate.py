@@ -18,6 +18,7 @@ from benchmarks.stories.cost import Cost, DiscoveryCost, unet_rows
 from benchmarks.stories.discovery import Discoverer, Wish
 from benchmarks.stories.known import KnownBy
 from benchmarks.stories.methods import Method, evaluations
+from benchmarks.stories.processor import processor_seconds
 from benchmarks.stories.stories import BenchmarkStory, MadeStory
 from storyloom import (
     FailedPrecondition,
@@ -138,7 +139,7 @@ class Maker:
             return kept
         try:
             story, discovery = self._cast(story, wishes)
-            before = unet_rows(self.metrics)
+            before = self._used()
             result = self._generate(story, key)
         except (InvalidRequest, FailedPrecondition) as error:
             return Outcome(asked, refused=str(error))
@@ -165,10 +166,19 @@ class Maker:
             # Perhaps that of an earlier run, which the id stands for as long as the server remembers it.
             return self.client.generate(story, on_disconnect=OnDisconnect.FINISH)
 
-    def _cost(self, result: StoryResult, before: float | None, discovery: DiscoveryCost | None) -> Cost:
+    def _used(self) -> tuple[float | None, float | None]:
+        """UNet rows and processor seconds of the server up to now; None for what is out of reach."""
+        return unet_rows(self.metrics), processor_seconds() if self.metrics is not None else None
+
+    def _cost(
+        self, result: StoryResult, before: tuple[float | None, float | None], discovery: DiscoveryCost | None
+    ) -> Cost:
         frames, timings = len(result.pictures), result.timings
         seconds = (timings.encode + timings.denoise + timings.decode) / frames
-        after = unet_rows(self.metrics)
-        if before is None or after is None:
-            return Cost(evaluations(result.settings), "settings", seconds, discovery)
-        return Cost((after - before) / frames, "server", seconds, discovery)
+        rows, processor = (
+            None if now is None or then is None else (now - then) / frames
+            for now, then in zip(self._used(), before, strict=True)
+        )
+        if rows is None:
+            return Cost(evaluations(result.settings), "settings", seconds, discovery, processor)
+        return Cost(rows, "server", seconds, discovery, processor)

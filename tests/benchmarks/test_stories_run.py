@@ -141,6 +141,8 @@ def test_a_server_of_its_own_is_asked_what_the_unet_did(at: Service, benchmark: 
     cost = maker.make("none", METHODS["none"], story, lambda: None).cost
     assert cost is not None
     assert (cost.counted_by, cost.evaluations) == ("server", 6)
+    assert cost.processor is not None
+    assert 0 < cost.processor < 100
     assert at.known_by(Settings()) != "tiny"
 
 
