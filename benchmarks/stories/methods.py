@@ -93,8 +93,8 @@ METHODS: dict[str, Method] = {
         references=True,
     ),
     "story-adapter": Method(
-        "eleven rounds, each with the pictures of the one before as references of an IP-Adapter",
-        {"consistency": {"enabled": True, "adapter": "none", "method": "story-adapter"}},
+        "five rounds (the authors' code: eleven), each with the pictures of the one before as references of an IP-Adapter",
+        {"consistency": {"enabled": True, "adapter": "none", "method": "story-adapter", "rounds": {"count": 5}}},
     ),
     "identitystory": Method(
         "references, or discovered characters where there are none, by the ID-Injector in a second pass, in their own "
