@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {
         references=True,
     ),
     "story-adapter": Method(
-        "five rounds (the authors' code: eleven), each with the pictures of the one before as references of an IP-Adapter",
+        "five rounds (the authors: eleven), each with the pictures of the one before as references of an IP-Adapter",
         {"consistency": {"enabled": True, "adapter": "none", "method": "story-adapter", "rounds": {"count": 5}}},
     ),
     "identitystory": Method(
