@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from storyloom_model.windows import Window
 from storyloom_server import messages
 from storyloom_server.logs import fields
 from storyloom_server.shelf import Shelf
@@ -19,22 +18,22 @@ _ROUND_SHIFT = 16
 
 
 class Checkpoints:
-    """Of one story."""
+    """Of one story. Windows are known by their first frames."""
 
     def __init__(self, story_id: str, shelf: Shelf) -> None:
         self._story_id = story_id
         self._shelf = shelf
 
-    async def keep(self, window: Window, number: int, made: messages.Checkpoint) -> None:
+    async def keep(self, first_frame: int, number: int, made: messages.Checkpoint) -> None:
         """Stores a checkpoint of a window in a round, in place of the one before it."""
         header = number << _ROUND_SHIFT | made.step
         data = header.to_bytes(_HEADER, "little") + made.data
-        await self._shelf.keep(ArtifactKind.CHECKPOINT, window.frames[0], data)
+        await self._shelf.keep(ArtifactKind.CHECKPOINT, first_frame, data)
 
-    async def last(self, window: Window, number: int) -> tuple[bytes | None, int]:
+    async def last(self, first_frame: int, number: int) -> tuple[bytes | None, int]:
         """The newest checkpoint of a window in a round and the steps in it; None and 0 when there is none."""
         try:
-            data = await self._shelf.load(ArtifactKind.CHECKPOINT, window.frames[0])
+            data = await self._shelf.load(ArtifactKind.CHECKPOINT, first_frame)
         except NotFoundError:
             return None, 0
         except (BlobMissingError, BlobDamagedError) as error:

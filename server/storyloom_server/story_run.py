@@ -18,6 +18,7 @@ from storyloom_model.consistency import scores
 from storyloom_model.jobs import AnchorFrame, StoryJob
 from storyloom_server import errors, messages
 from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.checkpoints import Checkpoints
 from storyloom_server.event_log import EventLog
 from storyloom_server.finished_frames import FinishedFrames
 from storyloom_server.logs import fields
@@ -25,11 +26,8 @@ from storyloom_server.metrics import Outcome, Stage
 from storyloom_server.round_pictures import RoundPictures, networks_of
 from storyloom_server.scheduler import Progress
 from storyloom_server.shelf import Shelf
-from storyloom_server.store import ArtifactKind, StoryState, journal, leases
+from storyloom_server.store import StoryState, journal, leases
 from storyloom_server.store.errors import (
-    BlobDamagedError,
-    BlobMissingError,
-    NotFoundError,
     StoryLostError,
 )
 from storyloom_server.supervisor import EngineStatus
@@ -42,8 +40,6 @@ log = logging.getLogger("storyloom.story")
 
 # Messages that wait to be handled above which previews and progress are dropped: the store is slower than the engine.
 _DROP_ABOVE = 32
-# Of the round's number in the header of a checkpoint, above its steps.
-_ROUND_SHIFT = 16
 # A story that was running when the engine died, this often: it runs alone; and it is given up.
 _CRASHES_TO_RUN_ALONE = 2
 _CRASHES_TO_GIVE_UP = 3
@@ -67,6 +63,7 @@ class StoryRun:
         self.left_queue = False
         self._workshop = workshop
         self._shelf = Shelf(workshop.store, workshop.metrics, story.story_id)
+        self._checkpoints = Checkpoints(story.story_id, self._shelf)
         self._teller = Teller(story, self._shelf)
         self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
         self._frames = FinishedFrames(story, workshop, self._shelf, self._teller, self._began)
@@ -252,7 +249,9 @@ class StoryRun:
 
     async def _submit(self, job_id: str, job: StoryJob, made: Try) -> None:
         # A further try is short, and no checkpoint of its own would be told from its window's.
-        checkpoint, done_steps = await self._last_checkpoint(made) if made.number == 0 else (None, 0)
+        checkpoint, done_steps = None, 0
+        if made.number == 0:
+            checkpoint, done_steps = await self._checkpoints.last(made.frames[0], self._round)
         await self._until_ready()
         story = self.story
         submit = messages.Submit(
@@ -331,7 +330,7 @@ class StoryRun:
             case messages.Preview():
                 await self._previews(made, message)
             case messages.Checkpoint():
-                await self._keep_checkpoint(made, message)
+                await self._checkpoints.keep(made.frames[0], self._round, message)
             case messages.FrameDone():
                 await self._frame(made, message)
             case messages.JobFailed():
@@ -368,25 +367,6 @@ class StoryRun:
             png = await self._frames.png(pixels, self._seed(made, index))
             image = pb.Image(png=png, width=pixels.width, height=pixels.height)
             await self._teller.passing(preview=pb.FramePreview(frame_index=index, step=step, image=image))
-
-    async def _keep_checkpoint(self, made: Try, message: messages.Checkpoint) -> None:
-        header = self._round << _ROUND_SHIFT | message.step
-        data = header.to_bytes(4, "little") + message.data
-        await self._shelf.keep(ArtifactKind.CHECKPOINT, made.frames[0], data)
-
-    async def _last_checkpoint(self, made: Try) -> tuple[bytes | None, int]:
-        """The newest checkpoint of a window in this round and the steps in it; None and 0 when there is none."""
-        try:
-            data = await self._shelf.load(ArtifactKind.CHECKPOINT, made.frames[0])
-        except NotFoundError:
-            return None, 0
-        except (BlobMissingError, BlobDamagedError) as error:
-            log.error("a checkpoint is of no use", extra=fields(story_id=self.story.story_id, why=error))
-            return None, 0
-        header = int.from_bytes(data[:4], "little")
-        if header >> _ROUND_SHIFT != self._round:
-            return None, 0
-        return data[4:], header & ((1 << _ROUND_SHIFT) - 1)
 
     async def _frame(self, made: Try, message: messages.FrameDone) -> None:
         index = made.frames[message.frame_index]
