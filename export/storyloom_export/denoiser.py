@@ -39,6 +39,7 @@ class ExportedDenoiser(Denoiser):
     """A model package whose modules are sessions of its export: does all that ``Denoiser`` does."""
 
     methods: ClassVar[tuple[str, ...]] = (DEFAULT_METHOD,)
+    takes_freeu: ClassVar[bool] = False
     captures: ClassVar[bool] = False
     """Whether calls of its sessions may be captured as CUDA graphs."""
     changes_weights: ClassVar[bool] = True

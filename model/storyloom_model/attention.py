@@ -278,7 +278,8 @@ class StorySelfAttention:
         if story.sharing is None:
             return _output(attn, cross_frame_attention(q, k, v, mask, story.layout))
         q = story.sharing.queries(self._layer, q)
-        return _output(attn, story.sharing.seen(cross_frame_attention(q, k, v, mask, story.layout), q, k, v))
+        seen = story.sharing.seen(cross_frame_attention(q, k, v, mask, story.layout), q, k, v)
+        return story.sharing.outputs(self._layer, _output(attn, seen))
 
 
 class StoryCrossAttention:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -20,11 +20,13 @@ from storyloom_model.controlnets.batch import (
 from storyloom_model.controlnets.nets import ControlNet
 from storyloom_model.identity.parts import PARTS
 from storyloom_model.identity.streams import IdentityStreams, join_streams
+from storyloom_model.jobs import FreeU
 from storyloom_model.manifest import Limits
 from storyloom_model.maps import ForegroundRule
 from storyloom_model.methods.rows import sharing_inputs, with_plain_rows
 from storyloom_model.methods.sharing import Sharing
 from storyloom_model.state import StoryState
+from storyloom_model.unet import UNetInputs, run_unet
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 UNetCall: TypeAlias = Callable[[Tensors], Tensors]
@@ -52,10 +54,13 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a step found for one story: values [F, C, h, w] float32, guidance applied, and the group's new maps."""
+    """What a step found for one story: values [F, C, h, w] float32, guidance applied, the group's new maps, and where
+    the story wants them features of an up block, [G, D, h', w'] of the prompt's branch.
+    """
 
     values: Tensor
     maps: Tensor | None
+    features: Tensor | None = None
 
 
 def predict(call: UNetCall, states: Sequence[StoryState], capacity: Capacity | None = None) -> list[Prediction]:
@@ -74,7 +79,10 @@ def predict(call: UNetCall, states: Sequence[StoryState], capacity: Capacity | N
     rows = sum(state.rows for state in states)
     values = torch.split(outputs["values"][:rows].float(), [state.rows for state in states])
     maps = _maps_by_story(states, outputs.get("maps"))
-    return [Prediction(_guide(state, own), new) for state, own, new in zip(states, values, maps, strict=True)]
+    features = _features_by_story(states, outputs.get("features"))
+    return [
+        Prediction(_guide(state, own), *new) for state, own, *new in zip(states, values, maps, features, strict=True)
+    ]
 
 
 def unet_pass(
@@ -86,11 +94,13 @@ def unet_pass(
         unet: with ``install_story_attention``.
         rule: how maps become masks.
         inputs: of R rows; those whose names begin with "attention.", "identity.", "method." or "control/", and
-            "unseen", are there if any story needs them, those with "added." if the UNet takes them.
+            "unseen", "freeu" and "features" are there if any story needs them, those with "added." if the UNet takes
+            them.
         controlnets: by name.
 
     Returns:
-        "values" [R, C, h, w] and, with attention, the "maps" of the source rows [S, K, h, w].
+        "values" [R, C, h, w]; with attention, the "maps" of the source rows [S, K, h, w]; where they are wanted, the
+        "features" of an up block [R, D, h', w'].
     """
     latents = inputs["latents"]
     options: dict[str, Any] = {"text": _keys_values(inputs), "unseen": inputs.get("unseen")}
@@ -109,16 +119,11 @@ def unet_pass(
             part_of=inputs.get("attention.part_of"),
         )
     added = {name: inputs[f"added.{name}"] for name in _ADDED if f"added.{name}" in inputs} or None
-    values: Tensor = unet(
-        latents,
-        inputs["times"],
-        encoder_hidden_states=inputs["text"],
-        cross_attention_kwargs=options,
-        added_cond_kwargs=added,
-        return_dict=False,
-        **control_residuals(controlnets or {}, inputs, added),
-    )[0]
-    return {"values": values} | ({"maps": options["story"].average_maps()} if "story" in options else {})
+    residuals = control_residuals(controlnets or {}, inputs, added)
+    given = UNetInputs(latents, inputs["times"], inputs["text"], options, added, residuals)
+    values, features = run_unet(unet, given, inputs.get("freeu"), "features" in inputs)
+    outputs = {"values": values} | ({"maps": options["story"].average_maps()} if "story" in options else {})
+    return outputs if features is None else outputs | {"features": features}
 
 
 def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
@@ -142,6 +147,7 @@ def collate(states: Sequence[StoryState]) -> dict[str, Tensor]:
     if any(state.identity is not None for state in states):
         inputs |= _identity(states)
     inputs |= sharing_inputs(states, [state.plan for state in states])
+    inputs |= _beside_attention(states, device)
     inputs |= collate_controls(states)
     return with_plain_rows(inputs, states, [name for name in inputs if _has_other_rows(name)])
 
@@ -200,6 +206,19 @@ def capacity_of(
         streams=limits.max_characters * each,
         controlled_rows=bucket(controlled) or controlled,
     )
+
+
+def _beside_attention(states: Sequence[StoryState], device: torch.device) -> dict[str, Tensor]:
+    """What ``run_unet`` is to do beside; nothing where no story wants anything."""
+    inputs: dict[str, Tensor] = {}
+    if any(state.job.freeu is not None for state in states):
+        off = FreeU(1.0, 1.0, 1.0, 1.0)
+        scales = [astuple(state.job.freeu or off) for state in states for _ in range(state.rows)]
+        inputs["freeu"] = torch.tensor(scales, device=device)
+    if any(state.wants_features for state in states):
+        wanting = [state.wants_features for state in states for _ in range(state.rows)]
+        inputs["features"] = torch.tensor(wanting, device=device)
+    return inputs
 
 
 def _has_other_rows(name: str) -> bool:
@@ -318,6 +337,17 @@ def _maps_by_story(states: Sequence[StoryState], maps: Tensor | None) -> list[Te
         own[:, : state.token_mask.shape[1]].clone() if state.uses_maps else None
         for state, own in zip(states, by_story, strict=True)
     ]
+
+
+def _features_by_story(states: Sequence[StoryState], features: Tensor | None) -> list[Tensor | None]:
+    """Those of the prompt's branch of each story that wants them."""
+    found: list[Tensor | None] = []
+    end = 0
+    for state in states:
+        end += state.rows
+        wanted = features is not None and state.wants_features
+        found.append(features[end - state.job.group : end] if features is not None and wanted else None)
+    return found
 
 
 def _maps_or_zero(state: StoryState) -> Tensor:

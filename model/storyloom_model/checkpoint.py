@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from storyloom_model.methods import injection
 from storyloom_model.redenoising import second_pass
 from storyloom_model.solvers import SolverHistory
 from storyloom_model.state import StoryState
 
 FORMAT = "1"
-_SOLVER, _KEPT, _SECOND = "solver.", "kept.", "second."
+_SOLVER, _KEPT, _SECOND, _INJECTION = "solver.", "kept.", "second.", "injection."
 
 
 class CheckpointError(ValueError):
@@ -44,6 +45,8 @@ def pack(state: StoryState, fingerprint: str) -> bytes:
     tensors |= {_KEPT + name: value for name, value in state.kept.items()}
     if state.second is not None:
         tensors |= {_SECOND + name: value for name, value in second_pass.tensors(state.second).items()}
+    if state.injection is not None:
+        tensors |= {_INJECTION + name: value for name, value in injection.tensors(state.injection).items()}
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -80,6 +83,8 @@ def unpack(state: StoryState, data: bytes, fingerprint: str) -> None:
         state.solver.resume(SolverHistory(int(metadata["steps_done"]), lower_order_steps, last_order, solver))
         if state.second is not None:
             second_pass.restore(state.second, second)
+        if state.injection is not None:
+            injection.restore(state.injection, second_pass.named(on_device, _INJECTION))
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"it does not fit its story: {error}") from error
     state.latents, state.predicted = on_device["latents"], on_device["predicted"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from storyloom_model.controlnets.checks import check_controls
 from storyloom_model.jobs import GlobalReferences, Identity, JobError, Redenoising, StoryJob
 from storyloom_model.manifest import KEEPS, Manifest
-from storyloom_model.methods.names import METHODS, MethodName
+from storyloom_model.methods.names import INJECTS, METHODS, MethodName
 from storyloom_model.methods.rounds import ADAPTERS
 from storyloom_model.package import PackageError
 from storyloom_model.redenoising.plan import MAX_DILATION
@@ -19,6 +19,8 @@ MAX_SCALE = 2.0
 """Of a character's identity."""
 MAX_LORA_WEIGHT = 2.0
 """Of a LoRA, either way."""
+MAX_FREEU = 4.0
+"""Of each of its four numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Abilities:
     loras: Collection[str]
     methods: Collection[str]
     controlnets: Collection[str] = ()
+    freeu: bool = True
 
 
 def method_name(job: StoryJob, manifest: Manifest) -> MethodName:
@@ -73,6 +76,8 @@ def check_job(job: StoryJob, can: Abilities, latent_values: int) -> None:
         known = ", ".join((*manifest.adapters, "none"))
         raise JobError(f"{manifest.name} has no adapter called {job.adapter}; use one of {known}")
     _check_method(method_name(job, manifest), can)
+    _check_injection(job, manifest)
+    _check_freeu(job, can)
     if job.solver not in SOLVERS:
         raise JobError(f"unknown solver {job.solver}; use one of {', '.join(SOLVERS)}")
     if not 1 <= job.steps <= manifest.limits.max_steps:
@@ -103,6 +108,24 @@ def _check_method(name: str, can: Abilities) -> None:
             f"the backend {can.runtime} runs story method {', '.join(can.methods)} alone; use it in place of {name}, "
             f"or serve {can.manifest.name} with torch"
         )
+
+
+def _check_injection(job: StoryJob, manifest: Manifest) -> None:
+    name = method_name(job, manifest)
+    if job.feature_injection and name not in INJECTS:
+        raise JobError(
+            f"feature injection is of story method {', '.join(INJECTS)}; use it in place of {name}, or go without"
+        )
+
+
+def _check_freeu(job: StoryJob, can: Abilities) -> None:
+    if job.freeu is None:
+        return
+    if not can.freeu:
+        raise JobError(f"the backend {can.runtime} has no FreeU; go without, or serve {can.manifest.name} with torch")
+    for name, value in asdict(job.freeu).items():
+        if not 0 <= value <= MAX_FREEU:
+            raise JobError(f"FreeU has {name} {value}; use 0 to {MAX_FREEU:g}")
 
 
 def _check_anchors(job: StoryJob, manifest: Manifest, expected: int) -> None:

@@ -36,6 +36,7 @@ from storyloom_model.low_rank import Changes, load_lora
 from storyloom_model.manifest import Manifest
 from storyloom_model.maps import ForegroundRule, character_masks
 from storyloom_model.memory import is_out_of_memory, memory_bytes, take_peak_bytes
+from storyloom_model.methods.injection import begin_second_runs, keep_features
 from storyloom_model.methods.names import METHODS
 from storyloom_model.package import ModelPackage, PackageError
 from storyloom_model.redenoising.finding import begin_second_passes, load_finder, missing
@@ -45,6 +46,7 @@ from storyloom_model.runner import Runner
 from storyloom_model.solvers import check_schedule
 from storyloom_model.starting import Starter
 from storyloom_model.state import StoryState
+from storyloom_model.unet import finest_attention
 from storyloom_model.variants import Variant, Variants
 
 __all__ = ["DEFAULT_OPTIONS", "Denoiser", "JobError"]
@@ -78,6 +80,8 @@ class Denoiser:
     """What computes. Another one rounds differently and takes no checkpoints of this one."""
     methods: ClassVar[tuple[str, ...]] = METHODS
     """The story methods that it can run."""
+    takes_freeu: ClassVar[bool] = True
+    """Whether it can run stories with FreeU."""
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class Denoiser:
         self._one_call = self.device.type != "cpu" if one_call is None else one_call
         self._rule = ForegroundRule(self.manifest.attention.threshold, self.manifest.attention.value)
         self._layers: tuple[Place, ...] = ()
+        self._finest = 0
         try:
             check_schedule(self._schedule)
             self._prepare(components, options)
@@ -121,12 +126,13 @@ class Denoiser:
             components.controlnets, self.manifest, self._identity_adapters, self._unet, self._decoder.factor
         )
         loaded = (tuple(self._identity_adapters), tuple(loras), self.methods, tuple(self._controlnets))
-        self._abilities = Abilities(self.manifest, self.runtime, *loaded)
+        self._abilities = Abilities(self.manifest, self.runtime, *loaded, freeu=self.takes_freeu)
         self._starter = Starter(
             manifest=self.manifest,
             schedule=self._schedule,
             text_encoder=self._text_encoder,
             layers=self._layers,
+            finest=self._finest,
             identity_adapters=self._identity_adapters,
             controlnets=self._controlnets,
             find_faces=self._find_faces,
@@ -211,6 +217,7 @@ class Denoiser:
             raise ValueError("a batch step takes at least one story, all of one compatibility key")
         if any(state.done or state.error is not None for state in states):
             raise ValueError("a story that is done or has failed takes no more steps")
+        begin_second_runs(states, self._rule, self._schedule)
         begin_second_passes(states, self._rule, self.character_finder, self._decoder, self._schedule)
         for together in [states] if self._one_call else [[state] for state in states]:
             of_each = [asked(state) for state in together]
@@ -219,6 +226,7 @@ class Denoiser:
             predictions = iter(self._predict([one for own in of_each for one in own]))
             for state, own in zip(together, of_each, strict=True):
                 prediction = combined(state, [next(predictions) for _ in own])
+                keep_features(state, prediction.features)
                 state.latents, state.predicted = state.solver.advance(state.latents, prediction.values)
                 if prediction.maps is not None:
                     state.previous_maps, state.kept = state.method.maps(state.kept, prediction.maps)
@@ -336,6 +344,7 @@ class Denoiser:
             ValueError: the UNet is not of a form that AMSA is defined for.
         """
         self._layers = install_story_attention(components.unet)
+        self._finest = finest_attention(components.unet)
         for module in (components.unet, components.vae, *components.controlnets.values()):
             if self.device.type == "cuda":
                 fuse_group_norms(module)

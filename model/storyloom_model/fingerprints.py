@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def job_fingerprint(job: StoryJob) -> str:
         [job.adapter, job.loras, job.cross_frame, job.method, anchors],
         [identities, job.identity_adapter if job.shows_references else None],
         None if job.redenoising is None else _redenoising(job.redenoising),
+        *_more(job),
     ]
     if job.global_references is not None:  # Jobs without keep the names that they had before there were any.
         content.append([_digest(job.global_references.features), job.global_references.scale])
@@ -58,6 +60,12 @@ def job_fingerprint(job: StoryJob) -> str:
 def _control(control: Control | None) -> list[Any]:
     """Nothing without one, so that jobs which have none keep the names that they had before there were any."""
     return [] if control is None else [control.controlnet, _digest(control.picture), control.scale]
+
+
+def _more(job: StoryJob) -> list[Any]:
+    """Nothing without them, for the same reason."""
+    injection = ["feature_injection"] if job.feature_injection else []
+    return injection if job.freeu is None else [*injection, ["freeu", *astuple(job.freeu)]]
 
 
 def _redenoising(one: Redenoising) -> list[Any]:

@@ -96,6 +96,19 @@ class Redenoising:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeU:
+    """FreeU (Si et al. 2024): ``b1`` and ``b2`` multiply half of the features that come from below in the UNet's first
+    and second up block, ``s1`` and ``s2`` the lowest frequencies of what the skip connections bring there. All 1
+    changes nothing.
+    """
+
+    b1: float = 1.1
+    b2: float = 1.2
+    s1: float = 0.6
+    s2: float = 0.4
+
+
+@dataclass(frozen=True, slots=True)
 class StoryJob:
     """One story, or one window of a long one, with every setting decided.
 
@@ -107,7 +120,10 @@ class StoryJob:
     names what makes use of them; without identities it is left aside. ``method`` names the story method, of
     ``methods.names``; "" stands for the package's. With ``redenoising`` identities act in a second pass alone; see
     ``redenoising.plan`` for the rows and steps of it. ``global_references`` are for the identity adapter, too; it must
-    be of ``methods.rounds.ADAPTERS``.
+    be of ``methods.rounds.ADAPTERS``. ``feature_injection`` is of the story methods that have it: the
+    story is made twice, the second time with features of the first (see ``runs``). ``freeu`` None goes without.
+    ``face_controlnet`` names the ControlNet that reads the identity adapter's tokens, "" where there is none: the model
+    knows, but who counts rows before it is loaded does not.
     """
 
     frames: tuple[FrameJob, ...]
@@ -126,6 +142,9 @@ class StoryJob:
     method: str = ""
     redenoising: Redenoising | None = None
     global_references: GlobalReferences | None = None
+    feature_injection: bool = False
+    freeu: FreeU | None = None
+    face_controlnet: str = ""
 
     @property
     def shows_references(self) -> bool:
@@ -149,6 +168,16 @@ class StoryJob:
     def group(self) -> int:
         """Rows of each guidance branch: frames, then anchors."""
         return len(self.frames) + len(self.anchors)
+
+    @property
+    def crosses_frames(self) -> bool:
+        """True when its frames have something to see of each other, if its method lets them."""
+        return self.cross_frame and self.group > 1 and bool(self.characters)
+
+    @property
+    def runs(self) -> int:
+        """How often all steps are taken: twice with feature injection, if there is anybody to take features from."""
+        return 2 if self.feature_injection and self.crosses_frames else 1
 
     @property
     def rows(self) -> int:

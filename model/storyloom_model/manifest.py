@@ -140,6 +140,15 @@ class IdentityAdapterFile(_Part):
     start: float | None = Field(default=None, ge=0, le=1)
 
 
+class FreeUScales(_Part):
+    """What FreeU is where a story names no numbers, see ``jobs.FreeU``; the defaults are what is usual for SDXL."""
+
+    b1: float = Field(default=1.1, ge=0, le=4)
+    b2: float = Field(default=1.2, ge=0, le=4)
+    s1: float = Field(default=0.6, ge=0, le=4)
+    s2: float = Field(default=0.4, ge=0, le=4)
+
+
 class ControlNetFolder(_Part):
     """A ControlNet in diffusers' form. ``scale`` multiplies what it adds to the UNet.
 
@@ -161,13 +170,15 @@ class ControlNetFolder(_Part):
 
 class Discovery(_Part):
     """How candidates of a discovery are made; None: as stories are. ``negative_prompt`` is that of requests that bring
-    none. IdentityStory has Euler, 50 steps, guidance 5, and words against illustration.
+    none; ``freeu`` is on with the package's numbers. IdentityStory has Euler, 50 steps, guidance 5, FreeU, and words
+    against illustration.
     """
 
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=1, le=30)
     solver: SolverName | None = None
     negative_prompt: str = ""
+    freeu: bool = False
 
 
 class Manifest(_Part):
@@ -188,6 +199,7 @@ class Manifest(_Part):
     defaults: Defaults
     limits: Limits = Limits()
     attention: Attention = Attention()
+    freeu: FreeUScales = FreeUScales()
     adapters: dict[Named, WeightsFile] = Field(default_factory=dict)
     loras: dict[Named, WeightsFile] = Field(default_factory=dict)
     encoders: Encoders | None = None
@@ -226,6 +238,11 @@ class Manifest(_Part):
         if len({adapter for _, adapter in readers}) < len(readers):
             raise ValueError("controlnets: two of kind identitynet read the same adapter; keep one")
         return self
+
+    def face_controlnet(self, identity_adapter: str) -> str:
+        """The ControlNet that reads the tokens of an identity adapter; "" where there is none."""
+        readers = (name for name, one in self.controlnets.items() if one.kind == "identitynet")
+        return next((name for name in readers if self.controlnets[name].adapter == identity_adapter), "")
 
     @staticmethod
     def adapter_key(name: str | None) -> str | None:

@@ -60,6 +60,11 @@ class Solver:
         """Time of the next step, as the UNet takes it."""
         return self._timesteps[self.index]
 
+    def nearest_step(self, time: float) -> int:
+        """The step whose timestep is nearest to a share of the schedule's, the earlier one of two."""
+        wanted = time * self._scheduler.config.num_train_timesteps
+        return min(range(self.steps), key=lambda step: abs(self._timesteps[step] - wanted))
+
     def start(self, noise: Tensor) -> Tensor:
         """Standard normal noise -> the first latents, scaled as this solver wants them."""
         return torch.mul(noise, float(self._scheduler.init_noise_sigma))

@@ -23,6 +23,8 @@ from storyloom_model.identity.wording import first_fused_step, fused_text
 from storyloom_model.jobs import JobError, StoryJob
 from storyloom_model.latents import read_latents
 from storyloom_model.manifest import Manifest
+from storyloom_model.methods.consistory import ANCHORS
+from storyloom_model.methods.injection import FeatureInjection
 from storyloom_model.methods.method import Method
 from storyloom_model.methods.names import APART
 from storyloom_model.methods.registry import REGISTRY
@@ -46,6 +48,7 @@ class Starter:
         schedule: its noise schedule.
         text_encoder: its text encoder.
         layers: where the self-attention layers of its UNet are.
+        finest: how often latents are halved before the largest of them.
         identity_adapters: by name.
         controlnets: by name.
         find_faces: looks for faces in the frames' pictures.
@@ -56,6 +59,7 @@ class Starter:
     schedule: Any
     text_encoder: TextEncoder
     layers: tuple[Place, ...]
+    finest: int
     identity_adapters: Mapping[str, IdentityAdapter]
     controlnets: Mapping[str, ControlNet]
     find_faces: FindFaces
@@ -113,6 +117,7 @@ class Starter:
             unseen_text=text.unseen,
             part_of=part_of,
             later=later,
+            injection=FeatureInjection.of(solver, (shape[1], shape[2]), self.finest, ANCHORS) if job.runs > 1 else None,
         )
 
     def variant(self, job: StoryJob) -> Variant:

@@ -12,10 +12,11 @@ from storyloom_model.attention import Place, TextKeysValues
 from storyloom_model.controlnets.story import StoryControl
 from storyloom_model.identity.streams import IdentityStreams
 from storyloom_model.jobs import StoryJob
+from storyloom_model.methods.injection import FeatureInjection
 from storyloom_model.methods.method import Method, StepPlan
 from storyloom_model.noise import derived_seed
-from storyloom_model.redenoising.plan import total_steps
 from storyloom_model.solvers import Solver
+from storyloom_model.step_rows import total_steps
 from storyloom_model.variants import Variant
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class StoryState:
     when its step has come, see ``turn_to_later``. ``part_of`` is int64 [K] where some of the K are parts of characters:
     whose, by place, or -1 for characters. ``second`` is what a story with re-denoising carries beside: while its second
     pass runs, rows are those of its regions, and all of the above but ``solver``, ``latents`` and ``predicted`` stays
-    as the first pass left it. ``error`` says what went wrong with this story alone.
+    as the first pass left it. ``injection`` is what a story carries that is made twice: its second run has a solver,
+    latents, maps and text of its own. ``error`` says what went wrong with this story alone.
     """
 
     job: StoryJob
@@ -92,6 +94,7 @@ class StoryState:
     previous_maps: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     second: SecondPass | None = None
+    injection: FeatureInjection | None = None
     error: str | None = None
     later: LaterText | None = None
     part_of: Tensor | None = None
@@ -101,19 +104,27 @@ class StoryState:
         if self.later is None or self.solver.index < self.later.start:
             return
         later, self.later = self.later, None
+        if self.injection is not None and not self.injection.begun:
+            early = LaterText(0, self.text, self.text_keys_values, self.token_mask, self.pooled_text)
+            self.injection.texts = early, later  # The second run begins with the first text again.
+        self.read(later)
+
+    def read(self, later: LaterText) -> None:
+        """Puts a text in the place of the one that is there."""
         self.text, self.text_keys_values = later.text, later.text_keys_values
         self.token_mask, self.pooled_text = later.token_mask, later.pooled_text
 
     @property
     def step_index(self) -> int:
-        """Denoising steps done, in both passes."""
+        """Denoising steps done, in all runs and passes."""
         if self.second is not None and self.second.begun:
-            return self.solver.steps + self.solver.index - self.second.plan.start
-        return self.solver.index
+            return self.job.runs * self.solver.steps + self.solver.index - self.second.plan.start
+        again = self.injection is not None and self.injection.begun
+        return self.solver.index + (self.solver.steps if again else 0)
 
     @property
     def steps(self) -> int:
-        """Denoising steps of all passes."""
+        """Denoising steps of all runs and passes."""
         return total_steps(self.job)
 
     @property
@@ -128,13 +139,13 @@ class StoryState:
         kept = [*own, *(one for pair in self.text_keys_values for one in pair), *self.solver.history().tensors.values()]
         kept += self.kept.values()
         more = (self.previous_maps, self.identity, self.pooled_text, self.unseen_text, self.later, self.part_of)
-        optional = sum(one.nbytes for one in (*more, self.second, *self.controls) if one is not None)
+        optional = sum(one.nbytes for one in (*more, self.second, self.injection, *self.controls) if one is not None)
         return optional + sum(value.nbytes for value in kept)
 
     @property
     def rows(self) -> int:
         """Rows of the next step: frames and anchors, or those of the regions, times guidance branches."""
-        if self.second is not None and self.step_index >= self.solver.steps:
+        if self.second is not None and self.step_index >= self.job.runs * self.solver.steps:
             return self.second.rows
         return self.job.rows
 
@@ -166,6 +177,11 @@ class StoryState:
         """Rows of the next UNet call: twice as many where queries are compared with those of a plain pass."""
         plan = self.plan
         return self.rows if plan is None or not plan.plain_queries else 2 * self.rows
+
+    @property
+    def wants_features(self) -> bool:
+        """True when the next step is to tell the features of an up block."""
+        return self.injection is not None and self.injection.wants_features(self.solver.index)
 
     @property
     def draw_keys(self) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_model.jobs import AnchorFrame, GlobalReferences, StoryJob
-from storyloom_model.redenoising.plan import part, second_groups, second_steps, total_steps
+from storyloom_model.redenoising.plan import part
+from storyloom_model.step_rows import total_steps
 from storyloom_model.windows import Window, plan_windows
-from storyloom_server.engine.shapes import compatibility_key
+from storyloom_server.engine.shapes import compatibility_key, phases
 from storyloom_server.event_log import LoggedEvent
 from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import StoryShape, StorySpec
@@ -71,26 +72,31 @@ class AcceptedStory:
         """How often every window is made."""
         return 1 if self.plan.rounds is None else self.plan.rounds.rounds.count
 
+    def steps_of(self, window: Window) -> int:
+        """Denoising steps of a window."""
+        return total_steps(self.planned(window))
+
     @property
     def steps(self) -> int:
         """Denoising steps of all windows in all rounds."""
-        return self.rounds * sum(total_steps(self.job_of(window)) for window in self.windows)
+        return self.rounds * sum(self.steps_of(window) for window in self.windows)
+
+    def planned(self, window: Window) -> StoryJob:
+        """The job of a window before its anchors are made: right in all that is counted."""
+        frames = (self.plan.job.frames[index] for index in window.anchors)
+        return self.job_of(window, [AnchorFrame(frame.prompt, frame.seed, b"") for frame in frames])
 
     def spec(self, deadline: float | None) -> StorySpec:
-        """The story as admission sees it: its largest window, for as many steps as all windows of all rounds
-        take.
-        """
+        """The story as admission sees it: its largest window, and the steps of all windows of all rounds."""
         job, windows = self.plan.job, self.windows
         largest = max(windows, key=lambda window: len(window.frames) + len(window.anchors))
-        jobs = [self.job_of(window) for window in windows]
         shape = StoryShape(
             frames=len(largest.frames),
             anchors=len(largest.anchors),
             branches=2 if job.guided else 1,
             pixels=job.width * job.height,
             steps=self.steps,
-            second_steps=sum(map(second_steps, jobs)),
-            second_groups=max(map(second_groups, jobs), key=sum),
+            phases=self.rounds * tuple(phase for window in windows for phase in phases(self.planned(window))),
             rounds=self.rounds,
         )
         return StorySpec(

@@ -123,7 +123,8 @@ class ServedModel:
         """What the package says of candidates of a discovery, where that is not what it says of stories."""
         said = self.manifest.discovery
         solver = None if said.solver is None else SOLVERS[said.solver]
-        return story_pb2.Settings(steps=said.steps, guidance_scale=said.guidance_scale, solver=solver)
+        freeu = story_pb2.FreeU(enabled=True) if said.freeu else None
+        return story_pb2.Settings(steps=said.steps, guidance_scale=said.guidance_scale, solver=solver, freeu=freeu)
 
     def describe(self, *, is_default: bool, max_request_bytes: int) -> model_service_pb2.Model:
         """The model as clients see it. ``max_request_bytes`` is the server's."""
@@ -144,6 +145,7 @@ class ServedModel:
                     enabled=True, adapter=self.default_adapter, method=self.default_method
                 ),
                 identity_adapter=self.default_identity_adapter,
+                freeu=story_pb2.FreeU(enabled=False, **self.manifest.freeu.model_dump()),
             ),
             limits=model_service_pb2.Limits(
                 max_frames=limits.max_frames,

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storyloom.v1 import story_pb2 as pb
+from storyloom_model.jobs import FreeU
 from storyloom_model.manifest import NO_ADAPTER
 from storyloom_model.methods.rounds import ROUNDS, Rounds
 from storyloom_server.catalog import SOLVERS, ServedModel
+from storyloom_server.freeu import freeu_to_wire, resolve_freeu, resolve_injection
 from storyloom_server.redenoising import ResolvedRedenoising, resolve_redenoising
 from storyloom_server.rounds import adapter_of_rounds, check_alone, resolve_rounds, rounds_to_wire, why_no_rounds
 from storyloom_server.violations import Findings
@@ -38,6 +40,8 @@ class ResolvedSettings:
     method: str
     redenoising: ResolvedRedenoising | None
     rounds: Rounds | None
+    feature_injection: bool
+    freeu: FreeU | None
 
     def to_wire(self, model: str) -> pb.Settings:
         """The form in which a client gets them back."""
@@ -54,11 +58,13 @@ class ResolvedSettings:
                 adapter=self.adapter,
                 method=self.method,
                 rounds=None if self.rounds is None else rounds_to_wire(self.rounds),
+                feature_injection=self.feature_injection or None,
             ),
             preview_interval=self.preview_interval,
             identity_adapter=self.identity_adapter,
             loras=[pb.LoraWeight(name=name, weight=weight) for name, weight in self.loras],
             redenoising=None if self.redenoising is None else self.redenoising.to_wire(),
+            freeu=None if self.freeu is None else freeu_to_wire(self.freeu),
         )
 
 
@@ -93,6 +99,8 @@ def resolve_settings(
         method=method,
         redenoising=redenoising,
         rounds=rounds,
+        feature_injection=resolve_injection(found, asked, method),
+        freeu=resolve_freeu(found, asked, model.manifest),
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from storyloom_model.jobs import AnchorFrame, GlobalReferences, StoryJob
-from storyloom_model.redenoising.plan import second_steps, total_steps
 from storyloom_model.windows import Window, choose_anchors
 from storyloom_server.accepted_story import AcceptedStory
+from storyloom_server.engine.shapes import phases
 from storyloom_server.scheduler import StorySpec
 
 SEED_STEP = 3533
@@ -40,7 +40,7 @@ class Try:
 
     def steps(self, story: AcceptedStory) -> int:
         """Denoising steps of it."""
-        return total_steps(story.job_of(self.window))
+        return story.steps_of(self.window)
 
 
 def tries_allowed(story: AcceptedStory) -> int:
@@ -51,8 +51,8 @@ def tries_allowed(story: AcceptedStory) -> int:
 def longer(spec: StorySpec, story: AcceptedStory, made: Try) -> StorySpec:
     """A story as admission sees it, with a further try to do."""
     shape = spec.shape
-    steps, second = shape.steps + made.steps(story), shape.second_steps + second_steps(story.job_of(made.window))
-    return replace(spec, shape=replace(shape, steps=steps, second_steps=second))
+    more = phases(story.planned(made.window))
+    return replace(spec, shape=replace(shape, steps=shape.steps + made.steps(story), phases=(*shape.phases, *more)))
 
 
 def try_again(story: AcceptedStory, frame: int, number: int, finished: Collection[int]) -> Try:

@@ -143,6 +143,9 @@ def _plan(
         cross_frame=settings.cross_frame,
         loras=settings.loras,
         method=settings.method,
+        feature_injection=settings.feature_injection,
+        freeu=settings.freeu,
+        face_controlnet=model.manifest.face_controlnet(settings.identity_adapter),
     )
     limits = model.manifest.limits
     return StoryPlan(

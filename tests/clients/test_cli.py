@@ -78,13 +78,14 @@ def test_generate_writes_the_story(server: ScriptedServer, file: Path, tmp_path:
 
 def test_options_win_over_the_file(server: ScriptedServer, file: Path, tmp_path: Path) -> None:
     options = "--seed 5 --steps 3 --guidance 2.5 --solver unipc --adapter amsa --method consistory --no-consistency"
-    options += " --preview-interval 1 --rounds 5"
+    options += " --preview-interval 1 --rounds 5 --feature-injection --freeu"
     done = _run("generate", file, "-s", server.address, "-o", tmp_path / "out", *options.split(), "--keep-previews")
     assert done.exit_code == 0, done.output
     sent = server.requests[0].story.settings
     assert (sent.seed, sent.steps, sent.guidance_scale, sent.solver, sent.preview_interval) == (5, 3, 2.5, 3, 1)
     assert (sent.consistency.adapter, sent.consistency.method) == ("amsa", "consistory")
     assert sent.consistency.rounds.count == 5
+    assert (sent.consistency.feature_injection, sent.freeu.enabled) == (True, True)
     assert sent.consistency.HasField("enabled")
     assert not sent.consistency.enabled
     names = sorted(path.name for path in (tmp_path / "out" / "a-day-out" / "previews").iterdir())

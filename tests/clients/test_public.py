@@ -46,6 +46,7 @@ def test_the_exported_names_are_pinned() -> None:
         "FailureRecord",
         "Frame",
         "FrameDone",
+        "FreeU",
         "Health",
         "InvalidRequest",
         "InvalidStory",

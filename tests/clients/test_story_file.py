@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storyloom import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story, StoryFileError
+from storyloom import Character, Consistency, Frame, FreeU, Redenoising, Rounds, Settings, Solver, Story, StoryFileError
 from storyloom._story_file import load_story_file
 from storyloom._wire import story_from, story_message
 from storyloom._yaml import parse
@@ -296,6 +296,20 @@ def test_rounds_may_be_a_number(tmp_path: Path) -> None:
     problems = _problems(tmp_path, "frames: [a]\nsettings:\n  consistency:\n    rounds: {count: 0, scale: 1.0}\n")
     assert any('unknown key "scale"' in problem for problem in problems)
     assert any("settings.consistency.rounds.count" in problem for problem in problems)
+
+
+def test_freeu_is_switched_on_or_described_and_changed_number_by_number(tmp_path: Path) -> None:
+    path = _write(tmp_path, "frames: [a]\nsettings:\n  freeu: {b1: 1.3}\n  consistency: {feature_injection: true}\n")
+    story = Story.load(path)
+    assert story.settings.freeu == FreeU(b1=1.3)
+    assert story.settings.consistency.feature_injection
+    assert story.with_settings(freeu={"enabled": True}).settings.freeu == FreeU(enabled=True, b1=1.3)
+    assert story.with_settings(freeu=False).settings.freeu == FreeU(enabled=False)
+    switched = Story.load(_write(tmp_path, "frames: [a]\nsettings:\n  freeu: true\n"))
+    assert switched.settings.freeu == FreeU(enabled=True)
+    problems = _problems(tmp_path, "frames: [a]\nsettings:\n  freeu: {b3: 1, s1: 4.5}\n")
+    assert any('unknown key "b3"' in problem for problem in problems)
+    assert any("settings.freeu.s1" in problem for problem in problems)
 
 
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,31}", fullmatch=True)

@@ -7,11 +7,12 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyloom import Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
+from storyloom import Consistency, Frame, FreeU, Redenoising, Rounds, Settings, Solver, Story
 from storyloom._wire import settings_from, story_message
 
 _uint32 = st.integers(0, 2**32 - 1)
 _size = st.none() | st.integers(1, 2**32 - 1)
+_scale = st.none() | st.sampled_from([0.0, 0.6, 1.1, 4.0])
 _settings = st.builds(
     Settings,
     model=st.text(max_size=20),
@@ -32,7 +33,9 @@ _settings = st.builds(
             first_scale=st.none() | st.sampled_from([0.0, 0.3]),
             last_scale=st.none() | st.sampled_from([0.5, 2.0]),
         ),
+        feature_injection=st.none() | st.booleans(),
     ),
+    freeu=st.none() | st.builds(FreeU, enabled=st.none() | st.booleans(), b1=_scale, b2=_scale, s1=_scale, s2=_scale),
     redenoising=st.none()
     | st.builds(
         Redenoising,

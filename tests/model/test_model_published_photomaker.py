@@ -27,6 +27,7 @@ from storyloom_model.identity.published.layers import attention_layers
 from storyloom_model.identity.wording import first_fused_step
 from storyloom_model.jobs import Identity, Redenoising, StoryJob
 from storyloom_model.low_rank import fuse
+from storyloom_model.methods import injection
 from storyloom_model.package import ModelPackage, PackageError
 from tests.model.published_files import (
     DEPTH,
@@ -418,3 +419,20 @@ def test_portraits_go_through_bytes() -> None:
     assert found.portrait is not None
     assert found.portrait.dtype == np.uint8
     assert np.array_equal(found.portrait, person(5).references[0].portrait)
+
+
+def test_a_second_run_reads_the_plain_text_again(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without anything to inject it ends where the first did, to the bit; also from a checkpoint of either."""
+    monkeypatch.setattr(injection, "sources", lambda _, masks, *__: torch.arange(masks.numel()).view(len(masks), -1))
+    job = cast_job(1, 2, method="consistory", feature_injection=True)
+    once, state = finish(denoiser, dataclasses.replace(job, feature_injection=False)), denoiser.encode(job)
+    kept = []
+    while not state.done:
+        denoiser.step([state])
+        kept.append(denoiser.save(state))
+    assert torch.equal(state.latents, once.latents)
+    for data in (kept[2], kept[4]):
+        again = denoiser.restore(job, data)
+        while not again.done:
+            denoiser.step([again])
+        assert torch.equal(again.latents, once.latents)

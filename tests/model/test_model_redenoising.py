@@ -16,9 +16,10 @@ from storyloom_model.batch import Tensors, collate, unet_pass
 from storyloom_model.checkpoint import CheckpointError
 from storyloom_model.denoiser import Denoiser, JobError
 from storyloom_model.jobs import Redenoising, Region, StoryJob
-from storyloom_model.redenoising.plan import part, radius, second_groups, total_steps
+from storyloom_model.redenoising.plan import part, radius
 from storyloom_model.solvers import Solver
 from storyloom_model.state import StoryState
+from storyloom_model.step_rows import step_rows, total_steps
 from tests.model.test_model_denoiser import run_batch
 from tests.model.tiny import CAST, finish, tiny_anchors, tiny_job
 from tests.model.tiny_identity import identity
@@ -84,7 +85,7 @@ def test_a_second_pass_costs_its_characters_for_its_steps(
     state = finish(identity_denoiser, job)
     first, second = rows_of_calls[:STEPS], rows_of_calls[STEPS:]
     assert first == [3 * branches] * STEPS
-    assert second_groups(job) == (2, 2)  # Mia is in the first two frames, Bo in the last two.
+    assert step_rows(job)[-1].groups == (2, 2)  # Mia is in the first two frames, Bo in the last two.
     assert second == [4 * branches] * (STEPS - START)
     assert sum(second) <= (1 - START / STEPS) * len(job.identities) * sum(first)
     assert (state.step_index, state.steps) == (2 * STEPS - START, total_steps(job))
@@ -279,6 +280,29 @@ def test_a_story_goes_on_in_either_pass(
         assert torch.equal(state.predicted, going.predicted)
 
 
+def test_a_story_made_twice_has_its_second_pass_after_both_runs(identity_denoiser: Denoiser) -> None:
+    """Two runs of two steps, then the last step once more; where nobody is found it ends as the second run did."""
+    job = two_pass_job(2, steps=2, start=1, guidance_scale=1.0, method="consistory", feature_injection=True)
+    going, kept = identity_denoiser.encode(job), list[bytes]()
+    while not going.done:
+        identity_denoiser.step([going])
+        kept.append(identity_denoiser.save(going))
+    assert len(kept) == total_steps(job) == 5
+    for step, data in enumerate(kept, start=1):
+        state = identity_denoiser.restore(job, data)
+        assert state.step_index == step
+        while not state.done:
+            identity_denoiser.step([state])
+        assert torch.equal(state.latents, going.latents)
+    runs = finish(identity_denoiser, dataclasses.replace(plain(job), feature_injection=True))
+    assert not torch.equal(runs.latents, going.latents)
+    identity_denoiser.character_finder = nobody
+    try:
+        assert torch.equal(finish(identity_denoiser, job).latents, runs.latents)
+    finally:
+        identity_denoiser.character_finder = None
+
+
 def test_a_checkpoint_holds_what_is_still_needed(identity_denoiser: Denoiser) -> None:
     """The predictions from the start step on: more with each step of the first pass, fewer with each of the second."""
     state = identity_denoiser.encode(two_pass_job(2, start=2, cross_frame=False))
@@ -330,7 +354,7 @@ def test_a_window_has_the_regions_of_its_own_characters() -> None:
     first, third = part(job, [0]), part(job, [2])
     assert first.redenoising is not None
     assert [region.character for region in first.redenoising.regions] == ["mia"]
-    assert second_groups(third) == (1,)
+    assert step_rows(third)[-1].groups == (1,)
     assert [one.character for one in third.identities] == ["bo"]
     nobody_here = part(two_pass_job(4, "mia"), [2])
     assert nobody_here.redenoising is None

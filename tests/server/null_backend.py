@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from storyloom_model.execution import ExecutionOptions
 from storyloom_model.jobs import StoryJob
 from storyloom_model.package import MANIFEST_FILE
-from storyloom_model.redenoising.plan import total_steps
+from storyloom_model.step_rows import total_steps
 from tests.server.null_encoder import NullEncoder
 
 

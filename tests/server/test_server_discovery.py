@@ -174,7 +174,7 @@ def test_a_package_says_how_its_candidates_are_made(identity_package: Path, tmp_
     folder = tmp_path / "package"
     shutil.copytree(identity_package, folder)
     file = folder / MANIFEST_FILE
-    said = {"solver": "euler", "steps": 50, "guidance_scale": 5.0, "negative_prompt": "an illustration"}
+    said = {"solver": "euler", "steps": 50, "guidance_scale": 5.0, "negative_prompt": "an illustration", "freeu": True}
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"discovery": said}))
     catalog = ModelCatalog.load([folder])
     told = catalog.default.describe(is_default=True, max_request_bytes=1).discovery
@@ -182,8 +182,10 @@ def test_a_package_says_how_its_candidates_are_made(identity_package: Path, tmp_
     asked = characters_pb.DiscoverCharacterRequest(name="mia", description="a girl")
     plain = check_wish(catalog, Tenant("one"), asked).story(0)
     assert (plain.settings.steps, plain.settings.solver, plain.settings.guidance_scale) == (50, pb.SOLVER_EULER, 5.0)
-    assert plain.negative_prompt == "an illustration"
+    assert (plain.negative_prompt, plain.settings.freeu.enabled) == ("an illustration", True)
     asked.settings.steps = 9
+    asked.settings.freeu.enabled = False
     asked.negative_prompt = ""
     own = check_wish(catalog, Tenant("one"), asked).story(0)
     assert (own.settings.steps, own.settings.solver, own.negative_prompt) == (9, pb.SOLVER_EULER, "")
+    assert not own.settings.freeu.enabled

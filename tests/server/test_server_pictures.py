@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from storyloom import Consistency, FreeU, Progress, Settings, Story, StoryClient, StoryResult
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as service_pb
 from storyloom_model.methods.names import METHODS as ALL_METHODS
@@ -127,6 +128,35 @@ def test_each_story_method_makes_its_own_pictures_and_is_told(channel: grpc.Chan
     assert np.array_equal(default, storynizor)
     assert not any(np.array_equal(default, other) for other in others)
     assert np.array_equal(others[METHODS.index("fastcomposer") - 1], off)
+
+
+def test_a_story_with_feature_injection_is_made_twice(server: ServerProcess) -> None:
+    """Twice the steps in its progress, other pictures, and what was used comes back."""
+    asked = Story(
+        characters={"mia": "a girl with red hair"},
+        frames=["{mia} walks", "{mia} sits"],
+        settings=Settings(steps=4, seed=3, consistency=Consistency(method="consistory")),
+    )
+    changes: list[dict[str, Any]] = [
+        {}, {"consistency": {"feature_injection": True}}, {"freeu": True},
+        {"consistency": {"feature_injection": True}, "freeu": {"b1": 1.3}},
+    ]  # fmt: skip
+    made, steps = list[StoryResult](), list[int]()
+    with StoryClient(server.address) as client:
+        for change in changes:
+            seen: list[int] = []
+            result = client.generate(
+                asked.with_settings(**change),
+                on_event=lambda event, seen=seen: seen.append(event.steps) if isinstance(event, Progress) else None,  # type: ignore[misc]
+            )
+            made.append(result)
+            steps.append(max(seen))
+    assert steps == [4, 8, 4, 8]
+    shown = [tuple(picture.png for picture in one.pictures) for one in made]
+    assert len(set(shown)) == len(shown)
+    assert (made[0].settings.consistency.feature_injection, made[0].settings.freeu) == (None, None)
+    assert made[3].settings.consistency.feature_injection
+    assert made[3].settings.freeu == FreeU(enabled=True, b1=1.3, b2=1.2, s1=0.6, s2=0.4)
 
 
 @pytest.mark.parametrize(("solver", "method"), [(pb.SOLVER_DDIM, ""), (pb.SOLVER_UNIPC, "consistory")])

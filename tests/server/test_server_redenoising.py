@@ -12,12 +12,12 @@ import grpc
 import pytest
 
 from storyloom.v1 import story_pb2 as pb
-from storyloom_model.redenoising.plan import total_steps
+from storyloom_model.step_rows import total_steps
 from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.shapes import story_shape
 from storyloom_server.messages import Scheduling
-from storyloom_server.scheduler import CostModel, Limits, StoryShape
+from storyloom_server.scheduler import CostModel, Limits, Phase, StoryShape
 from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, PINK, cast_story, made, picture
 from tests.server.scheduling import Run, Traffic, spec
@@ -112,11 +112,11 @@ def test_the_cost_is_that_of_both_passes(catalog: ModelCatalog) -> None:
     """Five steps of two frames with guidance, then four of the one character in each."""
     plan = planned(two_passes(), catalog)
     shape = story_shape(plan.job)
-    assert (shape.steps, shape.second_steps, shape.second_groups) == (9, 4, (2,))
-    assert [(steps, load.rows) for steps, load in shape.loads_after(0)] == [(5, 4), (4, 4)]
+    assert (shape.steps, shape.phases) == (9, (Phase(9, (2,)),))
+    assert [(steps, load.rows) for steps, load in shape.loads_after(0)] == [(9, 4)]
     assert [(steps, load.rows) for steps, load in shape.loads_after(7)] == [(2, 4)]
     assert shape.loads_after(9) == []
-    pair = replace(shape, second_groups=(2, 1))
+    pair = replace(shape, phases=(Phase(5, (2,)), Phase(4, (2, 1))))
     assert [load.rows for _, load in pair.loads_after(0)] == [4, 6]
     assert pair.rows == 6
     costs = CostModel().coefficients
@@ -129,17 +129,18 @@ def test_the_cost_is_that_of_both_passes(catalog: ModelCatalog) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    "phases",
     [
-        {"second_steps": 3},
-        {"second_groups": (1,)},
-        {"second_steps": 4, "second_groups": (1,)},
-        {"second_steps": 2, "second_groups": (0,)},
+        (Phase(3, (2,)),),
+        (Phase(2, (2,)), Phase(2, ())),
+        (Phase(4, (2,)), Phase(0, (1,))),
+        (Phase(2, (2,)), Phase(2, (0,))),
+        (Phase(4, (2,), -1),),
     ],
 )
-def test_shapes_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a second pass takes some of the steps"):
-        StoryShape(2, 2, 64 * 64, 4, **change)
+def test_shapes_that_make_no_sense_are_refused(phases: tuple[Phase, ...]) -> None:
+    with pytest.raises(ValueError, match="its phases take all of its steps"):
+        StoryShape(2, 2, 64 * 64, 4, phases=phases)
 
 
 def test_a_long_story_has_two_passes_in_each_window(catalog: ModelCatalog) -> None:
@@ -151,7 +152,7 @@ def test_a_long_story_has_two_passes_in_each_window(catalog: ModelCatalog) -> No
     assert [total_steps(story.job_of(window)) for window in story.windows] == [9, 5]
     assert story.steps == 14
     shape = story.spec(None).shape
-    assert (shape.steps, shape.second_steps, shape.second_groups) == (14, 4, (8,))
+    assert (shape.steps, shape.phases) == (14, (Phase(9, (8,)), Phase(5, (1,))))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -163,7 +164,8 @@ def test_every_promise_of_the_scheduler_holds_with_two_passes(seed: int) -> None
         if draw.random() < 0.7:
             groups = tuple(draw.randint(1, one.shape.frames) for _ in range(draw.randint(1, 2)))
             second = draw.randint(1, one.shape.steps - 1)
-            one = replace(one, shape=replace(one.shape, second_steps=second, second_groups=groups))
+            phases = (Phase(one.shape.steps - second, (one.shape.frames,)), Phase(second, groups))
+            one = replace(one, shape=replace(one.shape, phases=phases))
         traffic.append(Traffic(one, arrives=draw.uniform(0, 0.3)))
     run = Run(Limits(max_rows=64), traffic).go()
     assert run.steps == {story.spec.story_id: story.spec.shape.steps for story in traffic}

@@ -20,6 +20,7 @@ from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.backend import FindsCharacters
 from storyloom_server.messages import Scheduling
+from storyloom_server.scheduler import Phase
 from storyloom_server.tries import Try, longer, try_again
 from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, PINK, cast_story, free_port, picture, pixels
@@ -203,8 +204,9 @@ def test_admission_knows_of_a_try_that_has_begun(identity_package: Path) -> None
     assert Try(again.window, 1).seed(2**64 - 1) == STEP - 1
     before = accepted.spec(None)
     after = longer(before, accepted, again)
-    assert (before.shape.steps, before.shape.second_steps) == (9, 4)
-    assert (after.shape.steps, after.shape.second_steps) == (18, 8)
+    assert (before.shape.steps, before.shape.phases) == (9, (Phase(9, (2,)),))
+    assert after.shape.steps == 18
+    assert after.shape.phases == (Phase(9, (2,)), Phase(5, (2,)), Phase(4, (1,)))
     assert replace(after, shape=before.shape) == before
 
 

@@ -58,7 +58,7 @@ from storyloom._records import (
 from storyloom._references import Blend, Keep, Reference, Role
 from storyloom._result import StoryResult
 from storyloom._retry import RetryPolicy
-from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, FreeU, Redenoising, Rounds, Settings, Solver, Story
 from storyloom._version import __version__
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "FailureRecord",
     "Frame",
     "FrameDone",
+    "FreeU",
     "Health",
     "InvalidRequest",
     "InvalidStory",

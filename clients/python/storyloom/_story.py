@@ -52,6 +52,7 @@ def _check_name(name: str) -> str:
 
 # The ranges are those of the wire types; a model's own limits are known, and checked, by the server alone.
 _UInt32 = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
+_FreeUScale = Annotated[float, Strict(), Field(ge=0, le=4, allow_inf_nan=False)]
 _Positive = Annotated[int, Strict(), Field(ge=1, le=2**32 - 1)]
 _Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]
 _Text = Annotated[str, AfterValidator(_check_not_blank)]
@@ -155,12 +156,39 @@ class Consistency(_Model):
     :ivar adapter: name of one of the model's adapters; empty: its default.
     :ivar method: name of one of the model's story methods, which say what frames see of each other; empty: its default.
     :ivar rounds: of the method ``story-adapter``.
+    :ivar feature_injection: of the method ``consistory``: the story is made twice, the second time with features of the
+        first at corresponding positions.
     """
 
     enabled: Annotated[bool, Strict()] | None = None
     adapter: str = ""
     method: str = ""
     rounds: Rounds | None = None
+    feature_injection: Annotated[bool, Strict()] | None = None
+
+
+class FreeU(_Model):
+    """FreeU: in the first two up blocks of the model's UNet, what comes from below counts more and the lowest
+    frequencies of what skip connections bring count less. What is absent takes the model's numbers. In a story file,
+    ``true`` stands for all of them.
+
+    :ivar enabled: False goes without.
+    :ivar b1: multiplies half of the features that come from below in the first block, 0 to 4.
+    :ivar b2: the same in the second block.
+    :ivar s1: multiplies the lowest frequencies of the skip connections in the first block, 0 to 4.
+    :ivar s2: the same in the second block.
+    """
+
+    enabled: Annotated[bool, Strict()] | None = None
+    b1: _FreeUScale | None = None
+    b2: _FreeUScale | None = None
+    s1: _FreeUScale | None = None
+    s2: _FreeUScale | None = None
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _from_switch(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else value
 
 
 class Redenoising(_Model):
@@ -200,6 +228,7 @@ class Settings(_Model):
         aside.
     :ivar loras: LoRA of the model by name, with how much of each is added, -2 to 2.
     :ivar redenoising: a second pass for the looks of characters with references; absent: none.
+    :ivar freeu: other scales of what meets in the UNet's up blocks; absent: none.
     """
 
     model: str = ""
@@ -214,6 +243,7 @@ class Settings(_Model):
     identity_adapter: str = ""
     loras: dict[_Text, Annotated[float, Strict(), Field(ge=-2, le=2, allow_inf_nan=False)]] = {}
     redenoising: Redenoising | None = None
+    freeu: FreeU | None = None
 
 
 def _check_cast(frame: Frame, info: ValidationInfo) -> Frame:
@@ -304,9 +334,11 @@ class Story(_Model):
         :raises pydantic.ValidationError: when a value is out of range.
         """
         settings = self.settings.model_dump(exclude_unset=True)
-        own, new = settings.get("consistency", {}), changes.pop("consistency", {})
-        nested = own | new
-        if isinstance(new.get("rounds"), Mapping):
-            nested["rounds"] = {**(own.get("rounds") or {}), **new["rounds"]}
-        settings |= changes | ({"consistency": nested} if nested else {})
+        for name in ("consistency", "freeu"):
+            own, new = settings.get(name) or {}, changes.get(name)
+            if isinstance(new, Mapping):
+                changes[name] = {**own, **new}
+                if isinstance(new.get("rounds"), Mapping):
+                    changes[name]["rounds"] = {**(own.get("rounds") or {}), **new["rounds"]}
+        settings |= changes
         return self.model_validate(self.model_dump(exclude_unset=True) | {"settings": settings})

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from storyloom._errors import Problem, StoryFileError
 from storyloom._poses import Pose
 from storyloom._references import Blend, Reference
-from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Story, did_you_mean
+from storyloom._story import Character, Consistency, Frame, FreeU, Redenoising, Rounds, Settings, Story, did_you_mean
 from storyloom._yaml import Document, Mark, YamlError, parse
 
 Loc = tuple[str | int, ...]
@@ -139,5 +139,7 @@ def _model_at(loc: Loc) -> type[BaseModel]:
         return Rounds
     if loc[-1:] == ("redenoising",):
         return Redenoising
+    if loc[-1:] == ("freeu",):
+        return FreeU
     sections: dict[str, type[BaseModel]] = {"characters": Character, "frames": Frame, "settings": Settings}
     return sections.get(str(loc[0]), Story) if loc else Story

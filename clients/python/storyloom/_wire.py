@@ -19,7 +19,7 @@ from storyloom._events import (
 )
 from storyloom._poses import ControlKind, Pose
 from storyloom._references import Blend, Keep, Reference, Role
-from storyloom._story import Character, Consistency, Frame, Redenoising, Rounds, Settings, Solver, Story
+from storyloom._story import Character, Consistency, Frame, FreeU, Redenoising, Rounds, Settings, Solver, Story
 from storyloom.v1 import story_pb2, story_service_pb2
 
 EventMessage = story_service_pb2.GenerateStoryResponse | story_service_pb2.WatchStoryResponse
@@ -182,11 +182,23 @@ def settings_from(message: story_pb2.Settings) -> Settings:
             adapter=consistency.adapter,
             method=consistency.method,
             rounds=_rounds_from(consistency.rounds) if consistency.HasField("rounds") else None,
+            feature_injection=consistency.feature_injection if consistency.HasField("feature_injection") else None,
         ),
         preview_interval=message.preview_interval,
         identity_adapter=message.identity_adapter,
         loras={each.name: _shortest(each.weight) if each.HasField("weight") else 1.0 for each in message.loras},
         redenoising=_redenoising_from(message.redenoising) if message.HasField("redenoising") else None,
+        freeu=_freeu_from(message.freeu) if message.HasField("freeu") else None,
+    )
+
+
+def _freeu_from(message: story_pb2.FreeU) -> FreeU:
+    return FreeU.model_construct(
+        enabled=message.enabled if message.HasField("enabled") else None,
+        b1=_shortest(message.b1) if message.HasField("b1") else None,
+        b2=_shortest(message.b2) if message.HasField("b2") else None,
+        s1=_shortest(message.s1) if message.HasField("s1") else None,
+        s2=_shortest(message.s2) if message.HasField("s2") else None,
     )
 
 
@@ -262,11 +274,13 @@ def settings_message(settings: Settings) -> story_pb2.Settings:
             adapter=settings.consistency.adapter,
             method=settings.consistency.method,
             rounds=_rounds_message(settings.consistency.rounds),
+            feature_injection=settings.consistency.feature_injection,
         ),
         preview_interval=settings.preview_interval,
         identity_adapter=settings.identity_adapter,
         loras=[story_pb2.LoraWeight(name=name, weight=weight) for name, weight in settings.loras.items()],
         redenoising=_redenoising_message(settings.redenoising),
+        freeu=_freeu_message(settings.freeu),
     )
 
 
@@ -274,6 +288,12 @@ def _rounds_message(rounds: Rounds | None) -> story_pb2.Rounds | None:
     if rounds is None:
         return None
     return story_pb2.Rounds(count=rounds.count, first_scale=rounds.first_scale, last_scale=rounds.last_scale)
+
+
+def _freeu_message(freeu: FreeU | None) -> story_pb2.FreeU | None:
+    if freeu is None:
+        return None
+    return story_pb2.FreeU(enabled=freeu.enabled, b1=freeu.b1, b2=freeu.b2, s1=freeu.s1, s2=freeu.s2)
 
 
 def _redenoising_message(redenoising: Redenoising | None) -> story_pb2.Redenoising | None:

@@ -10,7 +10,7 @@ Reconstructed: maps are the mean of the cross-attention layers of all sizes, whe
 tokens of a character's description count, where it takes one; drop-out is drawn anew in each step and layer size. In
 later windows of a story the group's anchors are the anchors.
 
-Not here: the second run that injects the features of corresponding positions, and FreeU, which the code switches on.
+The second run is in ``injection``, and FreeU, which the code switches on, is a setting of its own: see ``freeu``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from storyloom_model.methods.injection import WEIGHT, InjectionPlan, turns
 from storyloom_model.methods.method import Method, StepPlan, lending_rows
+from storyloom_model.methods.schedule import injected_steps, mixed_steps
 
 if TYPE_CHECKING:
     from storyloom_model.state import StoryState
@@ -30,8 +32,6 @@ ANCHORS = 2
 MASK_DROPOUT = 0.5
 REMEMBERED_STEPS = 20
 """Steps whose maps the masks are of."""
-_QUERY_STEPS = 10
-"""One of so many steps mixes queries."""
 _QUERY_FIRST, _QUERY_LAST = 0.9, 0.81836735
 _KEPT = "maps"
 
@@ -40,9 +40,8 @@ class ConsiStory(Method):
     """The foreground of two anchors, thinned out, is seen by all."""
 
     def plan(self, state: StoryState) -> StepPlan:
-        step, last_mixed = state.solver.index, state.solver.steps // _QUERY_STEPS
+        step, mixed = state.solver.index, mixed_steps(state.solver.steps)
         lending = lending_rows(state, ANCHORS)
-        mixes = 1 <= step <= last_mixed
         return StepPlan(
             layers=tuple(place == "up" and step > 0 for place in state.layers),
             shows=tuple(1 - MASK_DROPOUT if one else 0.0 for one in lending),
@@ -50,8 +49,16 @@ class ConsiStory(Method):
             sees=(True,) * len(lending),
             masked=True,
             earlier_masks=True,
-            plain_queries=_QUERY_FIRST + (_QUERY_LAST - _QUERY_FIRST) * step / last_mixed if mixes else 0.0,
+            plain_queries=_QUERY_FIRST + (_QUERY_LAST - _QUERY_FIRST) * step / mixed[-1] if step in mixed else 0.0,
+            injection=self._injection(state),
         )
+
+    def _injection(self, state: StoryState) -> InjectionPlan | None:
+        own = state.injection
+        if own is None or own.sources is None or state.solver.index not in injected_steps(state.solver.steps):
+            return None
+        layers = tuple(place != "mid" for place in state.layers)
+        return InjectionPlan(layers, own.sources, WEIGHT, turns(state, own))
 
     def maps(self, kept: Mapping[str, Tensor], new: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         last = torch.cat([kept[_KEPT][1 - REMEMBERED_STEPS :], new[None]]) if kept else new[None]

@@ -18,6 +18,7 @@ from storyloom_model.story_text import StoryText, plain_text
 if TYPE_CHECKING:
     from storyloom_model.encoder import TextEncoder
     from storyloom_model.jobs import StoryJob
+    from storyloom_model.methods.injection import InjectionPlan
     from storyloom_model.state import StoryState
 
 
@@ -34,6 +35,7 @@ class StepPlan:
         earlier_masks: the foreground is that of ``StoryState.previous_maps`` in all layers, and not of this pass.
         plain_queries: in ``layers``, the part of each query that is taken from a pass over the same rows in which
             nobody sees another; above 0 the story takes twice as many rows in the step.
+        injection: what rows take from each other's outputs; None: nothing.
     """
 
     layers: tuple[bool, ...]
@@ -43,6 +45,7 @@ class StepPlan:
     masked: bool
     earlier_masks: bool = False
     plain_queries: float = 0.0
+    injection: InjectionPlan | None = None
 
 
 class Method:

@@ -48,7 +48,29 @@ def sharing_inputs(states: Sequence[StoryState], plans: Sequence[StepPlan | None
         inputs["sees"] = sees
     if any(plan is not None and plan.plain_queries for plan in plans):
         inputs["query_weight"] = torch.tensor(weights, device=device)
+    if any(plan is not None and plan.injection is not None for plan in plans):
+        inputs |= _injection(states, plans)
     return {PREFIX + name: value for name, value in inputs.items()}
+
+
+def _injection(states: Sequence[StoryState], plans: Sequence[StepPlan | None]) -> dict[str, Tensor]:
+    """What rows take from each other's outputs: those of the prompt's branch, of stories that inject."""
+    like = next(plan.injection.sources for plan in plans if plan is not None and plan.injection is not None)
+    positions, layers = like.shape[1], len(states[0].layers)
+    rows = sum(state.rows for state in states)
+    source = torch.arange(rows * positions, device=like.device).view(rows, positions)
+    weight = torch.zeros(rows, layers, device=like.device)
+    turn = torch.zeros(rows, dtype=torch.long, device=like.device)
+    end = 0
+    for state, plan in zip(states, plans, strict=True):
+        end += state.rows
+        if plan is not None and plan.injection is not None:
+            first = end - state.job.group
+            source[first:end] = plan.injection.sources + first * positions
+            on = torch.tensor(plan.injection.layers, device=like.device)
+            weight[first:end] = torch.where(on, plan.injection.weight, 0.0)
+            turn[first:end] = torch.tensor(plan.injection.turns, device=like.device)
+    return {"inject_weight": weight, "inject_source": source, "inject_turn": turn}
 
 
 def with_plain_rows(
@@ -71,6 +93,8 @@ def with_plain_rows(
     grown["attention.bounds"][rows:] = torch.stack([added, added + 1], dim=1)
     grown[PREFIX + "shown"][rows:] = 0
     grown[PREFIX + "query_weight"][rows:] = 0
+    if PREFIX + "inject_weight" in grown:
+        grown[PREFIX + "inject_weight"][rows:] = 0
     partner = torch.arange(rows + len(again), device=device)
     partner[index] = added
     grown[PREFIX + "query_row"] = partner

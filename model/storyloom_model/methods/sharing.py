@@ -15,6 +15,9 @@ ALL = 1 << 32
 PREFIX = "method."
 """Of the inputs of a UNet call that ``Sharing`` is made of."""
 
+TURNS = 3
+"""In which rows take from each other's outputs."""
+
 _WORD = ALL - 1
 
 
@@ -30,6 +33,10 @@ class Sharing:
         sees: bool [R, 1], False for rows that see only themselves; None: there are none.
         query_row: int64 [R], another row of the pass with the same latents and text, which sees nobody.
         query_weight: float [R, L], the part of each query that is that row's; None: nobody takes any.
+        inject_weight: float [R, L], the part of each output of a layer that is taken from another row's; None: nobody
+            takes any, and the two below are not there either.
+        inject_source: int64 [R, N], from where each position takes it in layers of N positions, see ``injected``.
+        inject_turn: int64 [R], see ``injected``.
     """
 
     shown: Tensor
@@ -39,6 +46,9 @@ class Sharing:
     sees: Tensor | None = None
     query_row: Tensor | None = None
     query_weight: Tensor | None = None
+    inject_weight: Tensor | None = None
+    inject_source: Tensor | None = None
+    inject_turn: Tensor | None = None
     _draws: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -67,11 +77,39 @@ class Sharing:
         weight = self.query_weight[:, layer].to(q.dtype).reshape(-1, *[1] * (q.ndim - 1))
         return torch.where(weight > 0, weight * q[self.query_row] + (1 - weight) * q, q)
 
+    def outputs(self, layer: int, out: Tensor) -> Tensor:
+        """What a layer puts out, [R, N, C] -> what it goes on with."""
+        if self.inject_weight is None or self.inject_source is None or self.inject_turn is None:
+            return out
+        if out.shape[1] != self.inject_source.shape[1]:
+            return out
+        return injected(out, self.inject_weight[:, layer], self.inject_source, self.inject_turn)
+
     def seen(self, shared: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output of attention across frames [R, H, N, d], with that of plain attention for rows that see nobody."""
         if self.sees is None:
             return shared
         return torch.where(self.sees[..., None, None], shared, F.scaled_dot_product_attention(q, k, v))
+
+
+def injected(out: Tensor, weight: Tensor, source: Tensor, turn: Tensor) -> Tensor:
+    """Outputs of a layer with what is injected.
+
+    Args:
+        out: [R, N, C].
+        weight: float [R], of what is injected; 0: nothing is.
+        source: int64 [R, N], numbers of positions of all rows in one row; its own where a position takes nothing.
+        turn: int64 [R], below ``TURNS``.
+    """
+    rows, positions, _ = out.shape
+    own = torch.arange(rows * positions, device=out.device).view(rows, positions)
+    taking = (source != own) & (weight > 0)[:, None]
+    part = weight.to(out.dtype)[:, None, None]
+    for now in range(TURNS):
+        taken = out.flatten(0, 1)[source.flatten()].view_as(out)
+        acts = taking & (turn == now)[:, None]
+        out = torch.where(acts[..., None], part * taken + (1 - part) * out, out)
+    return out
 
 
 def draws(key: Tensor, positions: int) -> Tensor:

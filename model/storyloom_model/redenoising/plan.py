@@ -1,4 +1,4 @@
-"""What a job with re-denoising takes: its second pass in rows and steps. Plain numbers: no torch."""
+"""What a job with re-denoising takes: its second pass in regions. Plain numbers: no torch."""
 
 from __future__ import annotations
 
@@ -21,25 +21,11 @@ def region_frames(job: StoryJob) -> list[tuple[int, ...]]:
     ]
 
 
-def second_groups(job: StoryJob) -> tuple[int, ...]:
-    """The frames that each region has evaluated in a step of the second pass; each takes a row in every branch."""
-    return tuple(len(frames) for frames in region_frames(job))
-
-
-def second_steps(job: StoryJob) -> int:
-    """Steps of the second pass; 0 where there is none."""
-    return job.steps - job.redenoising.start if job.redenoising is not None else 0
-
-
-def total_steps(job: StoryJob) -> int:
-    """Steps of all passes of a job."""
-    return job.steps + second_steps(job)
-
-
 def region_jobs(job: StoryJob) -> list[StoryJob]:
     """The job of each region: the region prompt in every frame of its character, with that character's identity.
 
-    All else is the story's, whose latents and solver the region borrows in every step. Anchors have finished.
+    All else is the story's, whose latents and solver the region borrows in every step. Anchors have finished, and so
+    has feature injection.
     """
     if job.redenoising is None:
         return []
@@ -50,6 +36,7 @@ def region_jobs(job: StoryJob) -> list[StoryJob]:
             anchors=(),
             identities=tuple(one for one in job.identities if one.character == region.character),
             redenoising=None,
+            feature_injection=False,
         )
         for region, frames in zip(job.redenoising.regions, region_frames(job), strict=True)
     ]

@@ -96,7 +96,8 @@ def asked(state: StoryState) -> Sequence[StoryState]:
 def combined(state: StoryState, predictions: Sequence[Prediction]) -> Prediction:
     """What the next step of a story predicts, of the predictions for those ``asked``; keeps what is needed later."""
     second = state.second
-    if second is None:
+    first_run = state.injection is not None and not state.injection.begun
+    if second is None or first_run:
         return predictions[0]
     if second.masks is None:
         _keep(second, state, predictions[0])

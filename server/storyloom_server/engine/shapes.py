@@ -5,10 +5,10 @@ from collections.abc import Hashable
 from storyloom_model.jobs import StoryJob
 from storyloom_model.manifest import Manifest
 from storyloom_model.methods.names import APART
-from storyloom_model.redenoising.plan import second_groups, second_steps, total_steps
+from storyloom_model.step_rows import step_rows, total_steps
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend
-from storyloom_server.scheduler import StoryShape, StorySpec
+from storyloom_server.scheduler import Phase, StoryShape, StorySpec
 
 
 def compatibility_key(model: str, job: StoryJob) -> Hashable:
@@ -29,9 +29,13 @@ def story_shape(job: StoryJob) -> StoryShape:
         branches=2 if job.guided else 1,
         pixels=job.width * job.height,
         steps=total_steps(job),
-        second_steps=second_steps(job),
-        second_groups=second_groups(job),
+        phases=phases(job),
     )
+
+
+def phases(job: StoryJob) -> tuple[Phase, ...]:
+    """What its steps ask for, in order."""
+    return tuple(Phase(one.steps, one.groups, one.controlled) for one in step_rows(job))
 
 
 def story_spec(submit: messages.Submit, backend: Backend) -> StorySpec:

@@ -10,7 +10,7 @@ from storyloom_server.scheduler.cost import CostCoefficients, CostModel, padded_
 from storyloom_server.scheduler.limits import Limits
 from storyloom_server.scheduler.memory import MemoryModel
 from storyloom_server.scheduler.scheduler import Scheduler
-from storyloom_server.scheduler.stories import FINAL, Load, Priority, Status, StoryShape, StorySpec
+from storyloom_server.scheduler.stories import FINAL, Load, Phase, Priority, Status, StoryShape, StorySpec
 from storyloom_server.scheduler.work import Decode, Encode, Preview, Step, Work
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Limits",
     "Load",
     "MemoryModel",
+    "Phase",
     "Preview",
     "Priority",
     "Progress",

@@ -25,7 +25,7 @@ class OpenStory:
     ``order`` numbers submissions, ``submitted`` is the clock's time of it, ``queued_since`` the engine's batch count.
     ``waiting_since`` is the tenant's turn count (its batches) when the story was last in one, or became ready; before
     that it is infinite, or minus infinite once the story has waited too long to be let in.
-    ``steps_left`` counts down, those of a second pass included; ``frames_left`` are the indexes still to be decoded.
+    ``steps_left`` counts down, those of all runs and passes; ``frames_left`` are the indexes still to be decoded.
     ``load`` is that of the next step, ``held`` that of the largest, by which the story's state is counted.
 
     The last fields are prices in seconds, which hold while the cost model does (see ``price``). ``step_seconds`` is a
@@ -68,7 +68,7 @@ class OpenStory:
         """Counts steps as done; True when the next one has another load, so that prices are out of date."""
         shape = self.spec.shape
         self.steps_left = shape.steps - done_steps
-        if not shape.second_steps:
+        if len(shape.phases) < 2:
             return False
         before = self.load
         self.load = next((load for _, load in shape.loads_after(done_steps)), before)
@@ -82,7 +82,7 @@ class OpenStory:
         self.encode_seconds = coefficients.encode_seconds(shape)
         self.decode_seconds = coefficients.decode_seconds(shape, shape.frames)
         self.story_seconds = self.encode_seconds + self.decode_seconds + shape.steps * self.step_seconds
-        if shape.second_steps:
+        if len(shape.phases) > 1:
             self.story_seconds = coefficients.story_seconds(shape)
             rest = shape.loads_after(self.done_steps)[1:]
             self.later = sum(n for n, _ in rest), sum(n * coefficients.step_seconds(load) for n, load in rest)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 MEGAPIXEL = 2**20
 """Pixels of a 1024 x 1024 picture: the unit of all loads, so that coefficients are of a readable size."""
+
+CONTROLNET_ROW = 0.44
+"""What a row costs in a ControlNet against the whole UNet, in operations of SDXL at 1024 x 1024 (SD 1.5: 0.33)."""
 
 
 class Status(enum.Enum):
@@ -37,6 +40,7 @@ class Priority(enum.IntEnum):
 class Load(NamedTuple):
     """What some stories ask of one batch step: numbers that add up.
 
+    ``row_megapixels`` are rows times the megapixels of each, with the part of a row that a ControlNet takes.
     ``cross`` counts pairs of frames of a story that attend to each other (own ones included, per guidance branch) times
     the square of their megapixels.
     """
@@ -69,14 +73,26 @@ class Load(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """Steps of a story, one after the other, that ask for the same.
+
+    ``groups`` are rows of each branch that attend to each other, group by group. ``controlled`` are rows of each branch
+    that go through a ControlNet, once for each that they go through.
+    """
+
+    steps: int
+    groups: tuple[int, ...]
+    controlled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StoryShape:
     """What decides a story's cost.
 
     ``frames`` become pictures. ``anchors`` are frames that only lend their keys: they are rows like any other and never
-    decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame. ``steps`` are
-    those of all passes; the last ``second_steps`` of them are a second pass, whose rows are not the frames but some of
-    them in groups of their own: ``second_groups`` are the sizes of these. It is encoded and decoded
-    ``rounds`` times, with an equal part of the steps each.
+    decoded. ``branches`` is 2 with classifier-free guidance, else 1. ``pixels`` are those of one frame. ``phases`` are
+    all ``steps`` in order; none: every step has the frames and anchors for rows, all in one group. It is encoded
+    and decoded ``rounds`` times, with an equal part of the steps each.
 
     Raises:
         ValueError: a number is out of range.
@@ -87,8 +103,7 @@ class StoryShape:
     pixels: int
     steps: int
     anchors: int = 0
-    second_steps: int = 0
-    second_groups: tuple[int, ...] = ()
+    phases: tuple[Phase, ...] = ()
     rounds: int = 1
 
     def __post_init__(self) -> None:
@@ -98,9 +113,9 @@ class StoryShape:
             or self.branches not in (1, 2)
         ):
             raise ValueError(f"{self} is no story; frames, pixels and steps must be 1 or more, branches 1 or 2")
-        groups = bool(self.second_groups) and min(self.second_groups) > 0
-        if not 0 <= self.second_steps < self.steps or groups != bool(self.second_steps):
-            raise ValueError(f"{self} is no story; a second pass takes some of the steps, with groups of 1 or more")
+        sound = all(one.steps > 0 and one.groups and min(one.groups) > 0 <= one.controlled for one in self.phases)
+        if not sound or (self.phases and sum(one.steps for one in self.phases) != self.steps):
+            raise ValueError(f"{self} is no story; its phases take all of its steps, each with groups of 1 or more")
 
     @property
     def rows(self) -> int:
@@ -119,16 +134,19 @@ class StoryShape:
 
     def loads_after(self, done_steps: int) -> list[tuple[int, Load]]:
         """What the story adds to the batch steps that are left after so many: numbers of steps, and their load."""
-        first = max(self.steps - self.second_steps - done_steps, 0)
-        second = min(self.steps - done_steps, self.second_steps)
-        passes = [(first, [self.frames + self.anchors]), (second, self.second_groups)]
-        return [(count, self._load(groups)) for count, groups in passes if count]
+        left, ends = list[tuple[int, Load]](), 0
+        for phase in self.phases or [Phase(self.steps, (self.frames + self.anchors,))]:
+            ends += phase.steps
+            if ends > done_steps:
+                left.append((min(phase.steps, ends - done_steps), self._load(phase)))
+        return left
 
-    def _load(self, groups: Sequence[int]) -> Load:
+    def _load(self, phase: Phase) -> Load:
         megapixels = self.pixels / MEGAPIXEL
-        rows = self.branches * sum(groups)
-        pairs = self.branches * sum(frames**2 for frames in groups)
-        return Load(1, rows, rows * megapixels, pairs * megapixels**2)
+        rows = self.branches * sum(phase.groups)
+        work = rows + CONTROLNET_ROW * self.branches * phase.controlled
+        pairs = self.branches * sum(frames**2 for frames in phase.groups)
+        return Load(1, rows, work * megapixels, pairs * megapixels**2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,10 @@ def generate(
     rounds: Annotated[
         int | None, typer.Option(min=1, max=32, help="How often --method story-adapter makes the story.")
     ] = None,
+    feature_injection: Annotated[
+        bool, typer.Option("--feature-injection", help="With --method consistory: make the story twice.")
+    ] = False,
+    freeu: Annotated[bool, typer.Option("--freeu", help="FreeU, with the numbers of the file or the model.")] = False,
     identity_adapter: Annotated[
         str | None, typer.Option(help="What makes use of references; none: they are left aside.")
     ] = None,
@@ -97,6 +101,8 @@ def generate(
         SettingOption("--adapter", ("consistency", "adapter"), adapter),
         SettingOption("--method", ("consistency", "method"), method),
         SettingOption("--rounds", ("consistency", "rounds", "count"), rounds),
+        SettingOption("--feature-injection", ("consistency", "feature_injection"), feature_injection or None),
+        SettingOption("--freeu", ("freeu", "enabled"), freeu or None),
         SettingOption("--identity-adapter", ("identity_adapter",), identity_adapter),
         SettingOption("--no-consistency", ("consistency", "enabled"), False if no_consistency else None),
         SettingOption("--preview-interval", ("preview_interval",), preview_interval),

@@ -132,16 +132,18 @@ class Pose(_message.Message):
     def __init__(self, picture: _Optional[bytes] = ..., strength: _Optional[float] = ..., controlnet: _Optional[str] = ...) -> None: ...
 
 class Consistency(_message.Message):
-    __slots__ = ("enabled", "adapter", "method", "rounds")
+    __slots__ = ("enabled", "adapter", "method", "rounds", "feature_injection")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_INJECTION_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     adapter: str
     method: str
     rounds: Rounds
-    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ..., rounds: _Optional[_Union[Rounds, _Mapping[str, object]]] = ...) -> None: ...
+    feature_injection: bool
+    def __init__(self, enabled: _Optional[bool] = ..., adapter: _Optional[str] = ..., method: _Optional[str] = ..., rounds: _Optional[_Union[Rounds, _Mapping[str, object]]] = ..., feature_injection: _Optional[bool] = ...) -> None: ...
 
 class Rounds(_message.Message):
     __slots__ = ("count", "first_scale", "last_scale")
@@ -152,6 +154,20 @@ class Rounds(_message.Message):
     first_scale: float
     last_scale: float
     def __init__(self, count: _Optional[int] = ..., first_scale: _Optional[float] = ..., last_scale: _Optional[float] = ...) -> None: ...
+
+class FreeU(_message.Message):
+    __slots__ = ("enabled", "b1", "b2", "s1", "s2")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    B1_FIELD_NUMBER: _ClassVar[int]
+    B2_FIELD_NUMBER: _ClassVar[int]
+    S1_FIELD_NUMBER: _ClassVar[int]
+    S2_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+    def __init__(self, enabled: _Optional[bool] = ..., b1: _Optional[float] = ..., b2: _Optional[float] = ..., s1: _Optional[float] = ..., s2: _Optional[float] = ...) -> None: ...
 
 class Redenoising(_message.Message):
     __slots__ = ("enabled", "start", "mask_margin", "mask_growth", "retries")
@@ -168,7 +184,7 @@ class Redenoising(_message.Message):
     def __init__(self, enabled: _Optional[bool] = ..., start: _Optional[float] = ..., mask_margin: _Optional[int] = ..., mask_growth: _Optional[int] = ..., retries: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras", "redenoising")
+    __slots__ = ("model", "steps", "guidance_scale", "solver", "width", "height", "seed", "consistency", "preview_interval", "identity_adapter", "loras", "redenoising", "freeu")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +197,7 @@ class Settings(_message.Message):
     IDENTITY_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
     REDENOISING_FIELD_NUMBER: _ClassVar[int]
+    FREEU_FIELD_NUMBER: _ClassVar[int]
     model: str
     steps: int
     guidance_scale: float
@@ -193,7 +210,8 @@ class Settings(_message.Message):
     identity_adapter: str
     loras: _containers.RepeatedCompositeFieldContainer[LoraWeight]
     redenoising: Redenoising
-    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[LoraWeight, _Mapping[str, object]]]] = ..., redenoising: _Optional[_Union[Redenoising, _Mapping[str, object]]] = ...) -> None: ...
+    freeu: FreeU
+    def __init__(self, model: _Optional[str] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., solver: _Optional[_Union[Solver, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seed: _Optional[int] = ..., consistency: _Optional[_Union[Consistency, _Mapping[str, object]]] = ..., preview_interval: _Optional[int] = ..., identity_adapter: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[LoraWeight, _Mapping[str, object]]]] = ..., redenoising: _Optional[_Union[Redenoising, _Mapping[str, object]]] = ..., freeu: _Optional[_Union[FreeU, _Mapping[str, object]]] = ...) -> None: ...
 
 class LoraWeight(_message.Message):
     __slots__ = ("name", "weight")
