@@ -59,7 +59,14 @@ METHODS: dict[str, Method] = {
     "amsa": Method("auto-mask self-attention", _shared("amsa")),
     "amsa-mask": Method("auto-mask self-attention, trained with the mask loss", _shared("amsa-mask")),
     "storydiffusion": Method("random positions of the first four frames", _told("storydiffusion")),
-    "consistory": Method("the characters of the first two frames, thinned out", _told("consistory")),
+    "consistory": Method(
+        "the characters of the first two frames, thinned out; a second run with features of the first; FreeU",
+        {
+            "consistency": {"adapter": "none", "method": "consistory", "feature_injection": True},
+            "freeu": {"enabled": True},
+            "identity_adapter": "none",
+        },
+    ),
     "oneprompt": Method("all frames told of in one text", _told("oneprompt")),
     "storynizor": Method(
         "auto-mask self-attention and references by the ID-Injector", _shown("storynizor"), references=True
