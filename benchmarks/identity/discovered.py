@@ -16,11 +16,13 @@ import numpy as np
 
 from benchmarks.quality.metrics import Interval
 from benchmarks.stories.similarity import Vectors, cosines_among, mean
-from storyloom_model.identity.discovery import ROUNDS, components_for, svd_filter
+from storyloom_model.identity.discovery import ROUNDS, svd_filter
 from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.people import Person
 
 FOLDS = 5
+STRANGERS = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Shares of candidates that show somebody else."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class HeldOut:
     def nearer(self) -> float:
         """By how much the filtered mean is nearer than the plain one."""
         return self.plain - self.filtered
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Candidates among which some are strangers.
+
+    Attributes:
+        share: of the strangers among those that were filtered.
+        kept: their share of what the filter left.
+        held_out: for each embedding, of each person: candidates of that person, held out.
+    """
+
+    share: float
+    kept: float
+    held_out: dict[str, list[list[HeldOut]]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ def compare(seen: Vectors, kept: Sequence[int], held_out: Vectors) -> list[HeldO
         held_out: others of the same description.
     """
     filtered, plain = _direction(seen[list(kept)].mean(0)), _direction(seen.mean(0))
-    first = svd_filter(held_out, rounds=1, components=components_for(len(held_out))) if len(held_out) else None
+    first = svd_filter(held_out, rounds=1, least=1) if len(held_out) else None
     typical = set(() if first is None else first.kept)
     return [
         HeldOut(float(1 - row @ filtered), float(1 - row @ plain), place in typical)
@@ -92,10 +109,38 @@ def cross_validated(by: Mapping[str, Vectors], filter_by: str, rounds: int = ROU
         out = sorted(order[fold::FOLDS])
         seen = sorted(set(range(count)) - set(out))
         rows = by[filter_by][seen]
-        kept = svd_filter(rows, rounds=rounds, components=components_for(len(seen))).kept
+        kept = svd_filter(rows, rounds=rounds).kept
         for name, embedded in by.items():
             results[name] += compare(embedded[seen], kept, embedded[out])
     return results
+
+
+def among_strangers(people: Sequence[Mapping[str, Vectors]], filter_by: str, share: float) -> Mixed:
+    """As `cross_validated`, for each person, where candidates of the others take the places of some that are filtered.
+
+    Args:
+        people: of each the candidates in each embedding, in the same order.
+        filter_by: the embedding that the filter sees.
+        share: of the candidates that are replaced.
+    """
+    results: dict[str, list[list[HeldOut]]] = {name: [[] for _ in people] for name in people[0]}
+    kept_strangers, kept_all = 0, 0
+    for place, by in enumerate(people):
+        others = {name: np.concatenate([each[name] for each in people if each is not by]) for name in by}
+        draw, count = Random(place), len(by[filter_by])  # noqa: S311 - as above
+        order = draw.sample(range(count), count)
+        for fold in range(FOLDS):
+            out = sorted(order[fold::FOLDS])
+            seen = sorted(set(range(count)) - set(out))
+            strangers = draw.sample(range(len(others[filter_by])), round(share * len(seen)))
+            own = draw.sample(seen, len(seen) - len(strangers))
+            mixed = {name: np.concatenate([rows[own], others[name][strangers]]) for name, rows in by.items()}
+            kept = svd_filter(mixed[filter_by]).kept
+            kept_strangers += sum(row >= len(own) for row in kept)
+            kept_all += len(kept)
+            for name, rows in by.items():
+                results[name][place] += compare(mixed[name], kept, rows[out])
+    return Mixed(share, kept_strangers / kept_all, results)
 
 
 def agreement(faces: Sequence[Vectors], identity: Vectors) -> Agreement:

@@ -27,7 +27,18 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.identity.cases import identity_case
-from benchmarks.identity.discovered import Agreement, HeldOut, agreement, compare, cross_validated, spread, terse
+from benchmarks.identity.discovered import (
+    STRANGERS,
+    Agreement,
+    HeldOut,
+    Mixed,
+    agreement,
+    among_strangers,
+    compare,
+    cross_validated,
+    spread,
+    terse,
+)
 from benchmarks.identity.discovery_report import write
 from benchmarks.latency.served import served
 from benchmarks.quality.judge import Judge
@@ -63,6 +74,7 @@ class Found:
         alike: mean cosine over all pairs of candidates.
         held_out: candidates of another seed, of which no mean knows.
         folds: the same by cross-validation over all candidates.
+        candidates: all of them, in each embedding.
     """
 
     index: int
@@ -74,10 +86,11 @@ class Found:
     folds: dict[str, list[HeldOut]]
     stories: dict[str, dict[str, Agreement]]
     pictures: tuple[list[Pixels], ...]
+    candidates: dict[str, Vectors]
 
     def told(self) -> dict[str, Any]:
-        """All but the pictures."""
-        return {name: value for name, value in asdict(self).items() if name != "pictures"}
+        """All but pictures and embeddings."""
+        return {name: value for name, value in asdict(self).items() if name not in ("pictures", "candidates")}
 
 
 class Eyes:
@@ -161,6 +174,7 @@ def measure(service: Service, eyes: Eyes, index: int, description: str, candidat
     shown = service.pictures(loop.story_id, loop.compared)
     seen = eyes.prominent(shown)
     others = eyes.prominent(service.candidates(description, held_out, _HELD_OUT_SEED + index))
+    everybody = {name: np.concatenate([rows, others[name]]) for name, rows in seen.items()}
     kept = [loop.compared.index(frame) for frame in loop.kept]
     made = _stories(service, description, record.character_id, _STORY_SEED + index)
     identity = {name: rows[kept].mean(0) for name, rows in seen.items()}
@@ -172,12 +186,13 @@ def measure(service: Service, eyes: Eyes, index: int, description: str, candidat
         kept=loop.kept,
         alike={name: round(spread(rows), 4) for name, rows in seen.items()},
         held_out={name: compare(rows, kept, others[name]) for name, rows in seen.items()},
-        folds=cross_validated({name: np.concatenate([rows, others[name]]) for name, rows in seen.items()}, RECOGNISER),
+        folds=cross_validated(everybody, RECOGNISER),
         stories={
             setting: {name: agreement(each, identity[name]) for name, each in own.items()}
             for setting, own in faces.items()
         },
         pictures=([shown[place] for place in kept][: len(FRAMES)], *made.values()),
+        candidates=everybody,
     )
 
 
@@ -190,6 +205,11 @@ def _stories(service: Service, description: str, character_id: str, seed: int) -
         IDENTITY: service.story(known, seed),
         REDENOISED: service.story(known, seed, redenoising=True),
     }
+
+
+def mixtures(people: Sequence[dict[str, Vectors]]) -> list[Mixed]:
+    """With strangers among the candidates, where there are other people to take them from."""
+    return [among_strangers(people, RECOGNISER, share) for share in STRANGERS] if len(people) > 1 else []
 
 
 def sheet(people: Sequence[Found]) -> Image.Image:
@@ -249,7 +269,8 @@ def main(
             except FailedPrecondition:
                 facts["left_out"].append(description)
                 continue
-            page = write(output, facts, [one.told() for one in known], sheet(known))
+            people_told, mixed = [one.told() for one in known], mixtures([one.candidates for one in known])
+            page = write(output, facts, people_told, mixed, sheet(known))
     console.print(page, markup=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.identity.discovered import HeldOut, difference, interval, nearness
+from benchmarks.identity.discovered import HeldOut, Mixed, difference, interval, nearness
 
 EMBEDDINGS = {"recogniser": "the package's recogniser, which the filter sees", "judge": "the judge, which it does not"}
 HELD_OUT = {"held_out": "held out", "folds": "cross-validated"}
@@ -18,10 +18,12 @@ TYPICAL: dict[str, bool | None] = {"all": None, "typical": True, "others": False
 Person = Mapping[str, Any]
 
 
-def write(folder: Path, facts: Mapping[str, Any], people: Sequence[Person], pictures: Image.Image) -> str:
+def write(
+    folder: Path, facts: Mapping[str, Any], people: Sequence[Person], mixed: Sequence[Mixed], pictures: Image.Image
+) -> str:
     """Writes discovery.json, discovery.md, discovery.png and discovery-pictures.png; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = summary(people)
+    figures = summary(people) | {"strangers": _strangers(mixed)}
     told = {**facts, "summary": figures, "people": people}
     (folder / "discovery.json").write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
     page = _page(facts, figures, people)
@@ -41,6 +43,29 @@ def summary(people: Sequence[Person]) -> dict[str, Any]:
         for embedding in EMBEDDINGS
     }
     return {"nearness": near, "stories": {embedding: _stories(people, embedding) for embedding in EMBEDDINGS}}
+
+
+def _strangers(mixed: Sequence[Mixed]) -> list[dict[str, Any]]:
+    return [
+        {"share": one.share, "kept": round(one.kept, 4)}
+        | {embedding: nearness(own) for embedding, own in one.held_out.items()}
+        for one in mixed
+    ]
+
+
+def _strangers_table(figures: Mapping[str, Any]) -> str:
+    lines = [
+        "| strangers among candidates | among the kept | embedding | number | nearer to filtered mean | nearer by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in figures["strangers"]:
+        for embedding in EMBEDDINGS:
+            own = one[embedding]
+            lines.append(
+                f"| {one['share']:.0%} | {one['kept']:.1%} | {embedding} | {own['candidates']} | "
+                f"{_cell(own['share_nearer'], 2)} | {_cell(own['nearer_by'])} |"
+            )
+    return "\n".join(lines)
 
 
 def _held_out(people: Sequence[Person], way: str, embedding: str) -> list[list[HeldOut]]:
@@ -149,6 +174,13 @@ another seed; "cross-validated" is every candidate of either seed, held out once
 filtered anew. "Typical" are those that the filter's first round keeps when it sees the held-out ones alone. The filter
 sees the recogniser's embedding; the judge has seen neither it nor the model.
 
+## Strangers among the candidates
+
+{_strangers_table(figures)}
+
+Candidates of the other people in the places of some, drawn by chance; cross-validated as above, with candidates of the
+person held out.
+
 ## Stories
 
 {_stories_table(figures)}
@@ -175,7 +207,7 @@ def _plot(people: Sequence[Person], figures: Mapping[str, Any], path: Path) -> N
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 4, figsize=(16, 4), layout="constrained")
     for panel, (embedding, says) in zip(panels, EMBEDDINGS.items(), strict=False):
         own = [one for person in _held_out(people, "folds", embedding) for one in person]
         for typical, label in ((True, "typical"), (False, "others")):
@@ -188,11 +220,21 @@ def _plot(people: Sequence[Person], figures: Mapping[str, Any], path: Path) -> N
         panel.set_xlabel("1 - cosine to the mean of all")
         panel.set_ylabel("1 - cosine to the filtered mean")
         panel.legend(fontsize=7)
+    for embedding in EMBEDDINGS:
+        shares = [one["share"] for one in figures["strangers"]]
+        near = [one[embedding]["nearer_by"] for one in figures["strangers"]]
+        means = [one["mean"] for one in near]
+        reach = [[one["mean"] - one["low"] for one in near], [one["high"] - one["mean"] for one in near]]
+        panels[2].errorbar(shares, means, reach, marker="o", linewidth=0.8, capsize=2, label=embedding)
+    panels[2].axhline(0, color="gray", linewidth=0.8)
+    panels[2].set_title("by how much the filtered mean is nearer", loc="left", fontsize=8)
+    panels[2].set_xlabel("strangers among the candidates")
+    panels[2].legend(fontsize=7)
     settings = list(people[0]["stories"])
     for person in people:
         agreed = [person["stories"][setting]["judge"]["among"] for setting in settings]
-        panels[2].plot(settings, [float("nan") if one is None else one for one in agreed], marker="o", linewidth=0.8)
-    panels[2].set_title("the judge: faces among the frames of a story, by person", loc="left", fontsize=8)
-    panels[2].set_ylabel("mean cosine over pairs of frames")
+        panels[3].plot(settings, [float("nan") if one is None else one for one in agreed], marker="o", linewidth=0.8)
+    panels[3].set_title("the judge: faces among the frames of a story, by person", loc="left", fontsize=8)
+    panels[3].set_ylabel("mean cosine over pairs of frames")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -17,6 +17,7 @@ from benchmarks.identity.discovered import (
     FOLDS,
     HeldOut,
     agreement,
+    among_strangers,
     compare,
     cross_validated,
     interval,
@@ -66,6 +67,17 @@ def test_every_candidate_is_held_out_once_by_a_filter_that_has_not_seen_it() -> 
     assert sum(one.typical for one in found["one"]) == sum(int(0.6 * len(rows[fold::FOLDS])) for fold in range(FOLDS))
 
 
+def test_strangers_among_the_candidates_are_filtered_out() -> None:
+    people = [{"one": pictures(index, 30, 0)} for index in range(3)]
+    none, some = (among_strangers(people, "one", share) for share in (0.0, 0.4))
+    assert (none.share, none.kept) == (0.0, 0.0)
+    assert some.kept < 0.05
+    assert [len(own) for own in some.held_out["one"]] == [30, 30, 30]
+    found = nearness(some.held_out["one"])
+    assert found["share_nearer"]["mean"] > 0.9
+    assert found["nearer_by"]["mean"] > nearness(none.held_out["one"])["nearer_by"]["mean"]
+
+
 def test_agreement_counts_first_faces_of_frames_that_have_one() -> None:
     rows = pictures(3, 3, 1)
     found = agreement([rows[:1], rows[1:0], rows[1:4]], rows[0] * 5)
@@ -106,7 +118,10 @@ def test_a_page_tells_what_was_found(tmp_path: Path) -> None:
         return {**told, "held_out": found, "folds": found, "stories": stories}
 
     facts = {"command": "python", "candidates": 28, "held_out": 8, "steps": 4, "solver": "ddim", "left_out": ["a boy"]}
-    page = write(tmp_path, facts, [person(0), person(1)], Image.new("RGB", (4, 4)))
+    seen = [{name: pictures(index, 30, 0) for name in ("recogniser", "judge")} for index in (5, 6, 7)]
+    mixed = [among_strangers(seen, "recogniser", share) for share in (0.0, 0.3)]
+    page = write(tmp_path, facts, [person(0), person(1)], mixed, Image.new("RGB", (4, 4)))
+    assert "| 30% | 0.0% | judge | 90 | " in page
     assert "Left out, since fewer than four candidates show a face:\na boy." in page
     assert "| judge | held out | all | 16 | 1.00 [1.00, 1.00] |" in page
     told = json.loads((tmp_path / "discovery.json").read_text())

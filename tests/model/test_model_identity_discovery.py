@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storyloom_model.identity.discovery import components_for, discover, svd_filter
+from storyloom_model.identity.discovery import LEAST_KEPT, discover, svd_filter
 from storyloom_model.identity.features import FeaturesError, ReferenceFeatures
 
 Rows = NDArray[np.float64]
@@ -50,7 +50,7 @@ def test_rounds_keep_as_many_as_the_paper_says() -> None:
 @given(seed=st.integers(0, 10_000), count=st.sampled_from([64, 40]), components=st.integers(1, 10))
 def test_it_is_the_filter_by_the_book(seed: int, count: int, components: int) -> None:
     rows = candidates(seed, count, strangers=5)
-    found = svd_filter(rows, components=components)
+    found = svd_filter(rows, components=components, least=1)
     assert list(found.kept) == by_the_book(rows, 3, components)
     np.testing.assert_allclose(found.mean, rows[list(found.kept)].mean(0), atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_it_is_the_filter_by_the_book(seed: int, count: int, components: int) ->
 def test_order_and_scale_do_not_matter(seed: int, scale: float, data: st.DataObject) -> None:
     rows = candidates(seed, 24, strangers=4)
     order = data.draw(st.permutations(range(24)))
-    plain, moved = (svd_filter(one, components=4) for one in (rows, scale * rows[order]))
+    plain, moved = (svd_filter(one, components=4, least=3) for one in (rows, scale * rows[order]))
     assert sorted(order[place] for place in moved.kept) == list(plain.kept)
     np.testing.assert_allclose(moved.mean, scale * plain.mean, rtol=1e-4, atol=1e-6 * scale)
 
@@ -84,12 +84,31 @@ def test_strangers_are_left_out_and_the_mean_comes_nearer(seed: int) -> None:
 def test_rows_that_cannot_be_told_apart_are_all_kept() -> None:
     """As many vectors as rows rebuild everything."""
     rows = candidates(1, 10, strangers=2)
-    assert svd_filter(rows).kept == tuple(range(10))
-    assert svd_filter(rows).rounds == ()
-    assert [len(one.rows) for one in svd_filter(candidates(1, 16, 2)).rounds] == [16]
-    few = svd_filter(candidates(1, 16, 2), components=components_for(16))
-    assert (len(few.rounds), len(few.kept)) == (3, 3)
-    assert [components_for(count) for count in (1, 4, 16, 32, 64, 128)] == [1, 1, 2, 5, 10, 10]
+    assert svd_filter(rows, components=10, least=1).kept == tuple(range(10))
+    assert svd_filter(rows, components=10, least=1).rounds == ()
+    assert [len(one.rows) for one in svd_filter(candidates(1, 16, 2), components=10, least=1).rounds] == [16]
+
+
+@given(count=st.integers(1, 80), least=st.integers(1, 20), rounds=st.integers(0, 5))
+def test_enough_rows_are_left_for_a_mean(count: int, least: int, rounds: int) -> None:
+    found = svd_filter(candidates(1, count, 0), least=least, rounds=rounds)
+    assert len(found.kept) >= min(count, least)
+    left = count
+    for one in found.rounds:
+        assert len(one.rows) == left
+        left = max(int(0.6 * left + 1e-9), 1)
+    assert len(found.kept) == left
+    assert len(found.rounds) == rounds or int(0.6 * left + 1e-9) < least or left <= 1
+
+
+@pytest.mark.parametrize("count", [16, 32, 64])
+def test_few_candidates_do_not_keep_strangers(count: int) -> None:
+    """A quarter are other people, each somebody else; pictures of one person are half alike."""
+    for seed in range(5):
+        rows = candidates(seed, count, strangers=count // 4, noise=0.3)
+        kept = svd_filter(rows).kept
+        assert LEAST_KEPT <= len(kept) < count
+        assert sum(row >= count - count // 4 for row in kept) <= 1
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from storyloom_model.identity.features import Array, FeaturesError, ReferenceFeatures
 
 ROUNDS = 3
-COMPONENTS = 10
 KEEP = 0.6
-CANDIDATES = 64
-"""Of the paper; ``components_for`` says how many right singular vectors go with fewer."""
+COMPONENTS = 1
+"""Right singular vectors: what all candidates share. The paper takes 10 of 64; of tens of candidates, several vectors
+rebuild strangers as well as anybody, and the filter keeps them (docs/methods-identitystory.md has figures)."""
+LEAST_KEPT = 9
+"""A mean of fewer is a worse guess than one with some strangers in it. The paper ends with 13 of 64."""
 LEAST_CANDIDATES = 4
 
 
@@ -47,18 +49,22 @@ class Discovered:
     medoid: int
 
 
-def svd_filter(rows: Array, *, rounds: int = ROUNDS, components: int = COMPONENTS, keep: float = KEEP) -> Filtered:
+def svd_filter(
+    rows: Array, *, rounds: int = ROUNDS, components: int = COMPONENTS, keep: float = KEEP, least: int = LEAST_KEPT
+) -> Filtered:
     """Keeps the rows that agree with each other (IdentityStory's iterative SVD filter).
 
     In each round the rows that are left are rebuilt from their first right singular vectors, without centring, and the
     share of them that comes out best is kept (rounded down, at least one). A round of no more rows than vectors would
-    rebuild all of them perfectly and tell nothing: it is left out, and with it those after it.
+    rebuild all of them perfectly and tell nothing: it is left out, and with it those after it. So is a round that would
+    leave fewer than ``least``.
 
     Args:
         rows: [n, D], finite, at least one.
         rounds: at most.
         components: right singular vectors.
         keep: share of the rows that each round keeps, in (0, 1].
+        least: rows that are left at the end, where there are as many.
 
     Raises:
         ValueError: there are no rows, or not of numbers, or an argument is out of range.
@@ -71,18 +77,14 @@ def svd_filter(rows: Array, *, rounds: int = ROUNDS, components: int = COMPONENT
     left = np.arange(len(values))
     done: list[Round] = []
     for _ in range(rounds):
-        if len(left) <= components:
+        count = max(int(keep * len(left) + 1e-9), 1)
+        if len(left) <= components or count < least:
             break
         errors = _errors(values[left], components)
         done.append(Round(tuple(left.tolist()), tuple(errors.tolist())))
-        best = np.argsort(errors, kind="stable")[: max(int(keep * len(left) + 1e-9), 1)]
+        best = np.argsort(errors, kind="stable")[:count]
         left = np.sort(left[best])
     return Filtered(values[left].mean(0).astype(np.float32), tuple(left.tolist()), tuple(done))
-
-
-def components_for(candidates: int) -> int:
-    """Right singular vectors for a number of candidates, in the paper's proportion: 10 for 64, at least 1."""
-    return max(1, min(COMPONENTS, round(COMPONENTS * candidates / CANDIDATES)))
 
 
 def discover(candidates: Sequence[ReferenceFeatures | None], *, rounds: int = ROUNDS) -> Discovered:
@@ -114,7 +116,7 @@ def _discover(
 ) -> Discovered:
     usable = [one for index in shown if (one := candidates[index]) is not None]
     rows = np.stack([np.asarray(getattr(one, name), np.float64) for one in usable])
-    filtered = svd_filter(rows, rounds=rounds, components=components_for(len(rows)))
+    filtered = svd_filter(rows, rounds=rounds)
     kept = [usable[row] for row in filtered.kept]
     alike = rows[list(filtered.kept)] @ filtered.mean
     nearest = int(np.argmax(alike / np.maximum(np.linalg.norm(rows[list(filtered.kept)], axis=1), 1e-12)))
