@@ -11,6 +11,9 @@ from benchmarks.quality.metrics import Interval
 from benchmarks.stories.papers import Order
 from benchmarks.stories.scores import Scored, differences
 
+LEAST_STORIES = 5
+"""Fewer tell nothing: an interval over one or two stories is as wide as they happen to differ."""
+
 Verdict = Literal["as in the paper", "the other way round", "not told apart"]
 
 
@@ -32,7 +35,7 @@ class Pair:
 
 
 def pairs(orders: Iterable[Order], rows: Mapping[str, Sequence[Scored]]) -> Iterator[Pair]:
-    """Every pair of every order whose methods are rows with a figure for it.
+    """Every pair of every order whose methods are rows with a figure for it, in enough stories.
 
     Args:
         orders: of the papers.
@@ -41,5 +44,5 @@ def pairs(orders: Iterable[Order], rows: Mapping[str, Sequence[Scored]]) -> Iter
     for order in orders:
         for better, worse in combinations([name for name in order.methods if name in rows], 2):
             found = differences(rows[better], rows[worse]).get(order.column)
-            if found is not None:
+            if found is not None and found.stories >= LEAST_STORIES:
                 yield Pair(order, better, worse, found)
