@@ -28,7 +28,9 @@ class Pair:
 
     @property
     def verdict(self) -> Verdict:
-        """By the 95 % interval of the difference: above 0, below, or neither."""
+        """By the 95 % interval of the difference: above 0, below, or neither; of one story there is none."""
+        if self.difference.stories < 2:
+            return "not told apart"
         if self.difference.low > 0:
             return "as in the paper"
         return "the other way round" if self.difference.high < 0 else "not told apart"
