@@ -6,7 +6,7 @@ the mean of those that the filter keeps say better than the mean of all what a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from random import Random
@@ -21,6 +21,11 @@ from storyloom_training.storydb import vocabulary as words
 from storyloom_training.storydb.people import Person
 
 FOLDS = 5
+FILTERS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "ours": lambda count: {},
+    "the paper's": lambda count: {"components": max(1, round(10 * count / 64)), "least": 1},
+}
+"""What `svd_filter` is told for so many rows. The paper's ten vectors for 64 are taken in proportion."""
 STRANGERS = (0.0, 0.1, 0.2, 0.3, 0.4)
 """Shares of candidates that show somebody else."""
 
@@ -47,11 +52,13 @@ class Mixed:
     """Candidates among which some are strangers.
 
     Attributes:
+        filter: of `FILTERS`.
         share: of the strangers among those that were filtered.
         kept: their share of what the filter left.
         held_out: for each embedding, of each person: candidates of that person, held out.
     """
 
+    filter: str
     share: float
     kept: float
     held_out: dict[str, list[list[HeldOut]]]
@@ -115,18 +122,19 @@ def cross_validated(by: Mapping[str, Vectors], filter_by: str, rounds: int = ROU
     return results
 
 
-def among_strangers(people: Sequence[Mapping[str, Vectors]], filter_by: str, share: float) -> Mixed:
+def among_strangers(people: Sequence[Mapping[str, Vectors]], filter_by: str, name: str, share: float) -> Mixed:
     """As `cross_validated`, for each person, where candidates of the others take the places of some that are filtered.
 
     Args:
         people: of each the candidates in each embedding, in the same order.
         filter_by: the embedding that the filter sees.
+        name: of the filter.
         share: of the candidates that are replaced.
     """
-    results: dict[str, list[list[HeldOut]]] = {name: [[] for _ in people] for name in people[0]}
+    results: dict[str, list[list[HeldOut]]] = {embedding: [[] for _ in people] for embedding in people[0]}
     kept_strangers, kept_all = 0, 0
     for place, by in enumerate(people):
-        others = {name: np.concatenate([each[name] for each in people if each is not by]) for name in by}
+        others = {each: np.concatenate([one[each] for one in people if one is not by]) for each in by}
         draw, count = Random(place), len(by[filter_by])  # noqa: S311 - as above
         order = draw.sample(range(count), count)
         for fold in range(FOLDS):
@@ -134,13 +142,13 @@ def among_strangers(people: Sequence[Mapping[str, Vectors]], filter_by: str, sha
             seen = sorted(set(range(count)) - set(out))
             strangers = draw.sample(range(len(others[filter_by])), round(share * len(seen)))
             own = draw.sample(seen, len(seen) - len(strangers))
-            mixed = {name: np.concatenate([rows[own], others[name][strangers]]) for name, rows in by.items()}
-            kept = svd_filter(mixed[filter_by]).kept
+            mixed = {each: np.concatenate([rows[own], others[each][strangers]]) for each, rows in by.items()}
+            kept = svd_filter(mixed[filter_by], **FILTERS[name](len(seen))).kept
             kept_strangers += sum(row >= len(own) for row in kept)
             kept_all += len(kept)
-            for name, rows in by.items():
-                results[name][place] += compare(mixed[name], kept, rows[out])
-    return Mixed(share, kept_strangers / kept_all, results)
+            for each, rows in by.items():
+                results[each][place] += compare(mixed[each], kept, rows[out])
+    return Mixed(name, share, kept_strangers / kept_all, results)
 
 
 def agreement(faces: Sequence[Vectors], identity: Vectors) -> Agreement:

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from benchmarks.identity.cases import identity_case
 from benchmarks.identity.discovered import (
+    FILTERS,
     STRANGERS,
     Agreement,
     HeldOut,
@@ -209,7 +210,9 @@ def _stories(service: Service, description: str, character_id: str, seed: int) -
 
 def mixtures(people: Sequence[dict[str, Vectors]]) -> list[Mixed]:
     """With strangers among the candidates, where there are other people to take them from."""
-    return [among_strangers(people, RECOGNISER, share) for share in STRANGERS] if len(people) > 1 else []
+    if len(people) < 2:
+        return []
+    return [among_strangers(people, RECOGNISER, name, share) for name in FILTERS for share in STRANGERS]
 
 
 def sheet(people: Sequence[Found]) -> Image.Image:

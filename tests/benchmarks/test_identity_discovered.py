@@ -69,10 +69,11 @@ def test_every_candidate_is_held_out_once_by_a_filter_that_has_not_seen_it() -> 
 
 def test_strangers_among_the_candidates_are_filtered_out() -> None:
     people = [{"one": pictures(index, 30, 0)} for index in range(3)]
-    none, some = (among_strangers(people, "one", share) for share in (0.0, 0.4))
+    none, some = (among_strangers(people, "one", "ours", share) for share in (0.0, 0.4))
     assert (none.share, none.kept) == (0.0, 0.0)
     assert some.kept < 0.05
     assert [len(own) for own in some.held_out["one"]] == [30, 30, 30]
+    assert among_strangers(people, "one", "the paper's", 0.4).kept > some.kept
     found = nearness(some.held_out["one"])
     assert found["share_nearer"]["mean"] > 0.9
     assert found["nearer_by"]["mean"] > nearness(none.held_out["one"])["nearer_by"]["mean"]
@@ -119,9 +120,9 @@ def test_a_page_tells_what_was_found(tmp_path: Path) -> None:
 
     facts = {"command": "python", "candidates": 28, "held_out": 8, "steps": 4, "solver": "ddim", "left_out": ["a boy"]}
     seen = [{name: pictures(index, 30, 0) for name in ("recogniser", "judge")} for index in (5, 6, 7)]
-    mixed = [among_strangers(seen, "recogniser", share) for share in (0.0, 0.3)]
+    mixed = [among_strangers(seen, "recogniser", "ours", share) for share in (0.0, 0.3)]
     page = write(tmp_path, facts, [person(0), person(1)], mixed, Image.new("RGB", (4, 4)))
-    assert "| 30% | 0.0% | judge | 90 | " in page
+    assert "| ours | 30% | 0.0% | judge | 90 | " in page
     assert "Left out, since fewer than four candidates show a face:\na boy." in page
     assert "| judge | held out | all | 16 | 1.00 [1.00, 1.00] |" in page
     told = json.loads((tmp_path / "discovery.json").read_text())
