@@ -179,7 +179,7 @@ sees the recogniser's embedding; the judge has seen neither it nor the model.
 {_strangers_table(figures)}
 
 Candidates of the other people in the places of some, drawn by chance; cross-validated as above, with candidates of the
-person held out. "Ours" has one singular vector and leaves at least nine; "the paper's" has ten for 64 candidates, in proportion,
+person held out. "Ours" has one singular vector and leaves at least nine; "the paper's" has ten for 64, in proportion,
 and three rounds in any case.
 
 ## Stories
