@@ -103,7 +103,8 @@ class Shelf:
         """Says in 32 letters what is asked of which model, and which characters are to be found before."""
         cast = {name: one.references for name, one in story.characters.items()}
         pictures = [reference.picture for references in cast.values() for reference in references]
-        told = story.model_dump(mode="json", exclude={"characters": {"__all__": {"references"}}})
+        # What is not asked for is left out: pictures stay good when a setting comes to be that they do without.
+        told = story.model_dump(mode="json", exclude_none=True, exclude={"characters": {"__all__": {"references"}}})
         told["references"] = [hashlib.sha256(picture).hexdigest() for picture in pictures]
         if wishes:
             told["discovery"] = {name: asdict(wish) for name, wish in wishes.items()}
