@@ -46,11 +46,6 @@ def test_what_is_always_worse_is_the_other_way_round(values: list[float], less: 
     assert pair.verdict == "the other way round"
 
 
-def test_one_story_tells_nothing_apart() -> None:
-    (pair,) = pairs([ORDER], {"good": rows([0.9, 1, 1])[:1], "bad": rows([0.1, 0, 0])[:1]})
-    assert pair.verdict == "not told apart"
-
-
 def test_methods_that_did_not_run_or_were_refused_have_no_part() -> None:
     refused = [Scored(Outcome(story, refused="no such adapter")) for story in STORIES]
     assert list(pairs([ORDER], {"good": rows([1] * 5), "fair": refused})) == []

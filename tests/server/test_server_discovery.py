@@ -43,18 +43,18 @@ def discover(channel: grpc.Channel, timeout: float = 90.0, **wish: Any) -> chara
 
 
 def test_a_discovered_character_is_one_like_any_other(channel: grpc.Channel) -> None:
-    found = discover(channel, candidates=12)
+    found = discover(channel, candidates=16)
     character, evidence = found.character, found.evidence
     assert (character.name, character.description, character.references) == ("mia", "a girl", 1)
     assert character.references_encoded
-    assert list(evidence.compared) == list(range(12))
-    assert [len(one.frames) for one in evidence.rounds] == [12, 7, 4]
-    assert len(evidence.kept) == 2
+    assert list(evidence.compared) == list(range(16))
+    assert [len(one.frames) for one in evidence.rounds] == [16]
+    assert len(evidence.kept) == 9
     assert evidence.nearest in evidence.kept
     (note,) = character.reference_notes
-    assert note.startswith(f"found in 12 candidates, story {evidence.story_id}: 12 show somebody")
+    assert note.startswith(f"found in 16 candidates, story {evidence.story_id}: 16 show somebody")
     candidates = record(channel, evidence.story_id)
-    assert (candidates.state, len(candidates.frames)) == (stories_pb.STORY_STATE_FINISHED, 12)
+    assert (candidates.state, len(candidates.frames)) == (stories_pb.STORY_STATE_FINISHED, 16)
     assert candidates.story.title == "Candidates of mia"
 
     asked = cast_story()
@@ -64,7 +64,7 @@ def test_a_discovered_character_is_one_like_any_other(channel: grpc.Channel) -> 
     assert made(channel, asked) == with_looks
     asked.settings.redenoising.enabled = True
     assert made(channel, asked) not in (plain, with_looks)
-    again = discover(channel, candidates=12).character
+    again = discover(channel, candidates=16).character
     assert again.character_id != character.character_id
     asked.settings.ClearField("redenoising")
     asked.characters[0].character_id = again.character_id
