@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from storyloom_model.jobs import FrameJob, StoryJob
 from storyloom_model.methods.names import QUERIES_OF_A_PLAIN_PASS
@@ -34,7 +34,10 @@ class StepRows:
 def step_rows(job: StoryJob) -> tuple[StepRows, ...]:
     """All steps of a job, in order. Its method must be named where it is one that takes more rows."""
     each = [*_runs(job), *_second_pass(job)]
-    return tuple(StepRows(len(list(alike)), *one) for one, alike in groupby(each))
+    return tuple(
+        StepRows(sum(one.steps for one in alike), *rows)
+        for rows, alike in groupby(each, key=lambda one: (one.groups, one.controlled))
+    )
 
 
 def total_steps(job: StoryJob) -> int:
@@ -42,21 +45,28 @@ def total_steps(job: StoryJob) -> int:
     return job.steps * job.runs + (0 if job.redenoising is None else job.steps - job.redenoising.start)
 
 
-def _runs(job: StoryJob) -> Iterator[tuple[tuple[int, ...], int]]:
+def _runs(job: StoryJob) -> Iterator[StepRows]:
     # With re-denoising these are made from the prompts alone.
     controlled = _controlled(job, faces=job.redenoising is None)
     for _ in range(job.runs):
-        for step in range(job.steps):
-            yield _groups([job], step), controlled
+        for step, count in _pieces(range(job.steps), mixed_steps(job.steps)):
+            yield StepRows(count, _groups([job], step), controlled)
 
 
-def _second_pass(job: StoryJob) -> Iterator[tuple[tuple[int, ...], int]]:
+def _second_pass(job: StoryJob) -> Iterator[StepRows]:
     if job.redenoising is None:
         return
     regions = region_jobs(job)
     controlled = sum(_controlled(region, faces=True) for region in regions)
-    for step in range(job.redenoising.start, job.steps):
-        yield _groups(regions, step), controlled
+    for step, count in _pieces(range(job.redenoising.start, job.steps), mixed_steps(job.steps)):
+        yield StepRows(count, _groups(regions, step), controlled)
+
+
+def _pieces(steps: range, mixed: range) -> Iterator[tuple[int, int]]:
+    """The first of each run of steps that are alike, and how many they are: those that mix queries, and the others."""
+    edges = {min(max(edge, steps.start), steps.stop) for edge in (steps.start, mixed.start, mixed.stop, steps.stop)}
+    for first, after in pairwise(sorted(edges)):
+        yield first, after - first
 
 
 def _groups(jobs: Sequence[StoryJob], step: int) -> tuple[int, ...]:
