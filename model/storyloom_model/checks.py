@@ -8,7 +8,7 @@ from typing import cast
 
 from storyloom_model.controlnets.checks import check_controls
 from storyloom_model.jobs import GlobalReferences, Identity, JobError, Redenoising, StoryJob
-from storyloom_model.manifest import KEEPS, Manifest
+from storyloom_model.manifest import KEEPS, MAX_FREEU, Manifest
 from storyloom_model.methods.names import INJECTS, METHODS, MethodName
 from storyloom_model.methods.rounds import ADAPTERS
 from storyloom_model.package import PackageError
@@ -19,8 +19,6 @@ MAX_SCALE = 2.0
 """Of a character's identity."""
 MAX_LORA_WEIGHT = 2.0
 """Of a LoRA, either way."""
-MAX_FREEU = 4.0
-"""Of each of its four numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ Keep = Literal["face", "hair", "clothes", "body"]
 """What can be taken over from references of a character."""
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
+MAX_FREEU = 4.0
+"""Of each of FreeU's four numbers."""
 ControlKind = Literal["pose", "identitynet"]
 """What a ControlNet is shown: a picture of the pose as it is, or a drawing of a face, beside the face's tokens."""
 
@@ -143,10 +145,10 @@ class IdentityAdapterFile(_Part):
 class FreeUScales(_Part):
     """What FreeU is where a story names no numbers, see ``jobs.FreeU``; the defaults are what is usual for SDXL."""
 
-    b1: float = Field(default=1.1, ge=0, le=4)
-    b2: float = Field(default=1.2, ge=0, le=4)
-    s1: float = Field(default=0.6, ge=0, le=4)
-    s2: float = Field(default=0.4, ge=0, le=4)
+    b1: float = Field(default=1.1, ge=0, le=MAX_FREEU)
+    b2: float = Field(default=1.2, ge=0, le=MAX_FREEU)
+    s1: float = Field(default=0.6, ge=0, le=MAX_FREEU)
+    s2: float = Field(default=0.4, ge=0, le=MAX_FREEU)
 
 
 class ControlNetFolder(_Part):

@@ -3,9 +3,8 @@
 import math
 
 from storyloom.v1 import story_pb2 as pb
-from storyloom_model.checks import MAX_FREEU
 from storyloom_model.jobs import FreeU
-from storyloom_model.manifest import Manifest
+from storyloom_model.manifest import MAX_FREEU, Manifest
 from storyloom_model.methods.names import INJECTS
 from storyloom_server.violations import Findings
 
