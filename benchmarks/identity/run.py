@@ -124,17 +124,15 @@ def main(
     """Scores every identity adapter there is; writes quality.json, quality.md and contact sheets."""
     torch.set_num_threads(threads)
     package, console = ModelPackage.load(model), Console()
-    parts = package.manifest.encoders
-    if parts is None:
-        raise typer.BadParameter(f"{model} has no encoders; it takes no references")
     files = adapter_files(package, adapters)
     absent = [name for name in ADAPTERS if name not in files]
     for name in absent:
         console.print(f"{name} is left out: neither {model} nor --adapters has it", style="yellow", markup=False)
-    segmenter = None if parts.segmenter is None else model / parts.segmenter
-    encoder = ReferenceEncoder.load(model / parts.faces, model / parts.image, segmenter)
-    eyes = Eyes(encoder.faces, Judge.load(), Reader.load())
     denoiser = Denoiser.load(package_with(package, files, work / "package").folder, options=dtype.options)
+    encoder = denoiser.reference_encoder
+    if encoder is None:
+        raise typer.BadParameter(f"{model} takes no references: it has no encoders, or there are no adapters")
+    eyes = Eyes(encoder.faces, Judge.load(), Reader.load())
     maker = Maker(denoiser, model_digest(package), files, work / "pictures", dtype.value, steps, seed)
     scores: dict[tuple[str, int], list[IdentityScore]] = {}
     left_out, said = {}, {}

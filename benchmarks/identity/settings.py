@@ -25,6 +25,8 @@ NO_REFERENCE = Setting("no reference")
 WORDS = Setting("words", described=True)
 ADAPTERS = (
     "ip-adapter",
+    "photomaker",
+    "instantid",
     "storynizor",
     "storynizor-stacked",
     "storymaker",

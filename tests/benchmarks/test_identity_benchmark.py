@@ -117,7 +117,7 @@ def test_differences_are_of_the_same_stories(tmp_path: Path) -> None:
 
 
 def test_adapters_come_from_the_package_and_from_a_folder(identity_package: Path, tmp_path: Path) -> None:
-    assert set(ADAPTERS) <= set(METHODS)
+    assert set(ADAPTERS) == set(METHODS)
     package = ModelPackage.load(identity_package)
     for name in ("storymaker-no-background", "notes"):
         shutil.copy(identity_package / "identity" / "faces.safetensors", tmp_path / f"{name}.safetensors")
