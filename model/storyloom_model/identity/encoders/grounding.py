@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from storyloom_model.identity.encoders.crops import Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
+from storyloom_model.identity.encoders.pretrained import load_network, load_processor
 
 DETECTOR_TYPE, MASKS_TYPE = "grounding-dino", "sam"
 """What the config.json of each calls itself."""
@@ -50,8 +49,8 @@ class WordDetector:
         from transformers import AutoProcessor, GroundingDinoForObjectDetection
 
         check_type(folder, DETECTOR_TYPE, "Grounding DINO")
-        self._network = _loaded(GroundingDinoForObjectDetection, folder).to(device).eval()
-        self._processor = _loaded(AutoProcessor, folder)
+        self._network = load_network(GroundingDinoForObjectDetection, folder).to(device)
+        self._processor = load_processor(AutoProcessor, folder)
         tokenizer = self._processor.tokenizer
         self._stop = tokenizer.convert_tokens_to_ids(".")
         self._special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
@@ -98,8 +97,8 @@ class BoxSegmenter:
         from transformers import SamModel, SamProcessor
 
         check_type(folder, MASKS_TYPE, "Segment Anything")
-        self._network = _loaded(SamModel, folder).to(device).eval()
-        self._processor = _loaded(SamProcessor, folder)
+        self._network = load_network(SamModel, folder).to(device)
+        self._processor = load_processor(SamProcessor, folder)
 
     @torch.inference_mode()
     def inside(self, picture: Pixels, boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -131,22 +130,3 @@ def check_type(folder: Path, wanted: str, name: str) -> None:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != wanted:
         raise EncodersError(f"{folder} holds a model of type {found}; it has to be {name} ({wanted}) of transformers")
-
-
-def _loaded(kind: Any, folder: Path) -> Any:
-    """A model or a processor, from its own files, safetensors only."""
-    network = hasattr(kind, "base_model_prefix")
-    options = {"use_safetensors": True, "output_loading_info": True} if network else {}
-    try:
-        loaded = kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EncodersError(f"{folder} can't be loaded as {kind.__name__}: {error}") from error
-    if not network:
-        return loaded
-    module, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise EncodersError(
-            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]}; download it again"
-        )
-    return module

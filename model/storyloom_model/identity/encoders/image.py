@@ -21,6 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 from storyloom_model.identity.encoders.crops import Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
 from storyloom_model.identity.encoders.open_clip import CLIP_MEAN, CLIP_STD, Loaded, is_open_clip, load_open_clip
+from storyloom_model.identity.encoders.pretrained import load_network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,12 +87,7 @@ def load_image_network(path: Path) -> Loaded:
         return load_open_clip(path)
     if not (path / "config.json").is_file():
         raise EncodersError(f"{path} is no image encoder: it has neither config.json nor open_clip_config.json")
-    try:
-        network = CLIPVisionModelWithProjection.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise EncodersError(f"{path} can't be loaded as CLIPVisionModelWithProjection: {error}") from error
+    network = load_network(CLIPVisionModelWithProjection, path, dtype=torch.float32)
     return network, *_pixel_statistics(path / "preprocessor_config.json")
 
 

@@ -20,6 +20,7 @@ from storyloom_model.identity.encoders.crops import Mask, Pixels
 from storyloom_model.identity.encoders.errors import EncodersError
 from storyloom_model.identity.encoders.faces import providers_for
 from storyloom_model.identity.encoders.grounding import BoxSegmenter, WordDetector
+from storyloom_model.identity.encoders.pretrained import load_network, load_processor
 from storyloom_model.identity.parts import PARTS, part_named
 
 BUILT_IN_FILE = "segmenter.onnx"
@@ -56,10 +57,10 @@ class _SemanticModel:
     """A semantic segmentation model of transformers (SegFormer, UperNet, ...)."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from transformers import AutoModelForSemanticSegmentation
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-        self._network = _pretrained(AutoModelForSemanticSegmentation, folder, device)
-        self._processor = _processor(folder)
+        self._network = load_network(AutoModelForSemanticSegmentation, folder).to(device)
+        self._processor = load_processor(AutoImageProcessor, folder)
 
     @torch.inference_mode()
     def _classes(self, picture: Pixels) -> NDArray[np.int64]:
@@ -108,10 +109,10 @@ class UniversalSegmenter:
     """A mask-classifying model of transformers (Mask2Former, MaskFormer, ...) with a class called person."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from transformers import AutoModelForUniversalSegmentation
+        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-        self._network = _pretrained(AutoModelForUniversalSegmentation, folder, device)
-        self._processor = _processor(folder)
+        self._network = load_network(AutoModelForUniversalSegmentation, folder).to(device)
+        self._processor = load_processor(AutoImageProcessor, folder)
         self._class = _person_class(self._network.config, folder)
 
     @torch.inference_mode()
@@ -168,20 +169,6 @@ def load_segmenter(folder: Path, device: str = "cpu") -> Segmenter:
 
 def _architectures(config: dict[str, Any]) -> Sequence[str]:
     return config.get("architectures") or ()
-
-
-def _pretrained(kind: Any, folder: Path, device: str) -> Any:
-    try:
-        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise EncodersError(f"{folder} can't be loaded as {kind.__name__}: {error}") from error
-    return network.to(device).eval()
-
-
-def _processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _person_class(config: Any, folder: Path) -> int:
