@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +24,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.facts import facts_of_run
 from benchmarks.identity.cases import identity_case
 from benchmarks.identity.discovered import (
     FILTERS,
@@ -43,7 +42,6 @@ from benchmarks.identity.discovered import (
 from benchmarks.identity.discovery_report import write
 from benchmarks.latency.served import served
 from benchmarks.quality.judge import Judge
-from benchmarks.quality.report import machine
 from benchmarks.stories.built_in import JudgedFaces
 from benchmarks.stories.faces import FaceFinder, PackFaces
 from benchmarks.stories.known import known_by_files
@@ -246,9 +244,7 @@ def main(
     torch.set_num_threads(threads)
     console = Console(soft_wrap=True)
     eyes = Eyes(FaceEncoder.load(model / "faces"))
-    facts: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.identity.discovery", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
+    facts = facts_of_run("benchmarks.identity.discovery") | {
         "model": {"name": model.name, "known_by": known_by_files(model)(Settings())},
         "candidates": candidates,
         "held_out": held_out,
@@ -257,7 +253,6 @@ def main(
         "left_out": [],
         "steps": steps,
         "solver": solver.value,
-        "machine": machine("cpu"),
     }
     known: list[Found] = []
     page = "nobody was found"

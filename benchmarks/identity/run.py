@@ -9,10 +9,7 @@ bounds what can be measured. A run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.facts import facts_of_run
 from benchmarks.identity.cases import IdentityCase, Saying, identity_case
 from benchmarks.identity.generate import Maker, features, model_digest
 from benchmarks.identity.report import sheet, write
@@ -30,7 +28,6 @@ from benchmarks.identity.settings import ADAPTERS, NO_REFERENCE, WORDS, Setting,
 from benchmarks.quality.generate import Pictures
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.network import Reader
-from benchmarks.quality.report import machine
 from benchmarks.quality.run import Dtype
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.identity.encoders.faces import FaceEncoder
@@ -144,9 +141,7 @@ def main(
         made = make_all(maker, cases, known)
         scores |= {(name, people): own for name, own in measure_all(eyes, cases, made).items()}
         sheet(cases, made, output / f"quality-{people}.png")
-    facts = {
-        "command": shlex.join(["python", "-m", "benchmarks.identity.run", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
+    facts = facts_of_run("benchmarks.identity.run") | {
         "stories": stories,
         "frames": frames,
         "steps": steps,
@@ -155,7 +150,6 @@ def main(
         "saying": {people: each.value for people, each in said.items()},
         "absent": absent,
         "left_out": left_out,
-        "machine": machine("cpu"),
     }
     console.print(write(output, facts, scores), markup=False, soft_wrap=True)
 

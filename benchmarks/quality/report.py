@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.quality.generate import Pictures
@@ -24,20 +20,6 @@ COLUMNS = {
     "scenes": "distinct scenes",
 }
 _LABEL, _GAP, _LINE = 84, 4, 16  # pixels
-
-
-def machine(device: str) -> dict[str, Any]:
-    """The hardware and versions that the numbers were made with."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
 
 
 def _cell(interval: Interval | None) -> str:

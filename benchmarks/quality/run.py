@@ -8,10 +8,7 @@ reader can measure. A run that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.facts import facts_of_run
 from benchmarks.quality import metrics, report
 from benchmarks.quality.evaluate import RENDERS, Result, document, make_stories, measure, render_stories
 from benchmarks.quality.generate import SETTINGS, PictureStore, Sampling, Setting, fingerprint
@@ -117,18 +115,14 @@ def main(
             pictures = make_stories(denoiser, store, sampling, setting, cast, rows, progress)
             seconds[setting.name] = round(time.monotonic() - started, 1)
             results[setting.name] = measure(eye, cast, pictures)
-    today = datetime.now(UTC).date().isoformat()
-    found = {
-        "command": shlex.join(["python", "-m", "benchmarks.quality.run", *sys.argv[1:]]),
-        "date": today,
+    found = facts_of_run("benchmarks.quality.run", device) | {
         "model": {"name": package.manifest.name, "fingerprint": store.model},
         "dtype": str(dtype),
         "sampling": sampling.as_dict(),
         "seconds": seconds,
-        "machine": report.machine(device),
         "reader": reader_record(reader),
     }
-    console.print(write(output, name or today, found, cast, results), markup=False, soft_wrap=True)
+    console.print(write(output, name or found["date"], found, cast, results), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

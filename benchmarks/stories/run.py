@@ -11,12 +11,9 @@ docs/benchmarks.md tells of metrics and weights.
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +23,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.facts import facts_of_run
 from benchmarks.latency.served import served
-from benchmarks.quality.report import machine
 from benchmarks.server.scrape import Scrape, free_port
 from benchmarks.stories.consistory import find_references, read_benchmark
 from benchmarks.stories.discovery import CANDIDATES, Discoverer
@@ -222,12 +219,11 @@ def main(
 
 
 def _facts(benchmark: str, model: ModelInfo, settings: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
-    return {
+    facts = facts_of_run("benchmarks.stories", device)
+    facts["machine"]["load_average"] = os.getloadavg()[0]
+    return facts | {
         "benchmark": benchmark,
         "model": model.name,
-        "command": shlex.join(["python", "-m", "benchmarks.stories", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
         "settings": model.defaults.model_dump(mode="json", exclude_none=True) | settings,
         "seed": seed,
-        "machine": machine(device) | {"load_average": os.getloadavg()[0]},
     }
