@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 
@@ -11,6 +12,7 @@ from storyloom_model.package import MANIFEST_FILE
 from tests.model.tiny import build_tiny_package
 from tests.server.databases import PostgreSQL, postgresql
 from tests.server.packages import with_references
+from tests.server.serving import ServerProcess
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,12 @@ def pose_package(identity_package: Path, tmp_path_factory: pytest.TempPathFactor
         (folder / "controlnets" / name).mkdir(parents=True)
         (folder / "controlnets" / name / "config.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

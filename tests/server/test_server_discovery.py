@@ -29,12 +29,6 @@ def server(identity_package: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def discover(channel: grpc.Channel, timeout: float = 90.0, **wish: Any) -> characters_pb.DiscoverCharacterResponse:
     stub: Any = character_service_pb2_grpc.CharacterServiceStub(channel)
     asked = characters_pb.DiscoverCharacterRequest(**({"name": "mia", "description": "a girl", "seed": 3} | wish))

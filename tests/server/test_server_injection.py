@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model import jobs
 from storyloom_model.fingerprints import job_fingerprint
-from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.shapes import phases, story_shape
-from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import CostModel, Load, Phase, StoryShape, StorySpec
 from storyloom_server.scheduler.open_story import OpenStory
-from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import cast_story, picture
+from tests.server.planning import accepted, planned, violations
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +34,6 @@ def asked(*prompts: str, injection: bool | None = True, method: str = "consistor
         frames=[pb.Frame(prompt=prompt) for prompt in prompts or ("{mia} walks", "{mia} sits")],
         settings=pb.Settings(**({"steps": 20, "seed": 1, "consistency": consistency} | settings)),
     )
-
-
-def planned(story: pb.Story, catalog: ModelCatalog) -> StoryPlan:
-    plan = plan_story(story, catalog)
-    assert isinstance(plan, StoryPlan), plan
-    return plan
 
 
 def test_absent_they_are_off_and_nothing_is_told(catalog: ModelCatalog) -> None:
@@ -83,9 +75,7 @@ def test_a_package_has_numbers_of_its_own(tiny_package: Path, tmp_path: Path) ->
 
 def test_bad_wishes_are_told_at_once(catalog: ModelCatalog) -> None:
     story = asked(method="storynizor", freeu=pb.FreeU(b1=-1.0, b2=float("nan"), s1=4.5, s2=4.0))
-    found = plan_story(story, catalog)
-    assert not isinstance(found, StoryPlan)
-    by_path = {violation.path: violation.message for violation in found}
+    by_path = violations(story, catalog)
     names = {f"story.settings.freeu.{name}" for name in ("b1", "b2", "s1")}
     assert by_path.keys() == names | {"story.settings.consistency.feature_injection"}
     assert "consistory, and this story's is storynizor" in by_path["story.settings.consistency.feature_injection"]
@@ -94,15 +84,14 @@ def test_bad_wishes_are_told_at_once(catalog: ModelCatalog) -> None:
 
 def test_every_window_is_made_twice_where_there_is_somebody_to_take_from(catalog: ModelCatalog) -> None:
     """Nine frames in windows of eight: the last frame is alone but for its anchors."""
-    story = asked(*["{mia} walks", "{mia} sits"] * 4, "{mia} runs")
-    accepted = AcceptedStory("s", "t", planned(story, catalog), Scheduling(), 0.0)
-    first, second = accepted.windows
+    story = accepted(asked(*["{mia} walks", "{mia} sits"] * 4, "{mia} runs"), catalog)
+    first, second = story.windows
     assert (len(first.frames), len(second.frames), len(second.anchors)) == (8, 1, 2)
     run = (Phase(1, (8,)), Phase(2, (8, *[1] * 8)), Phase(18, (8,)), Phase(2, (8, *[1] * 8)), Phase(17, (8,)))
     later = (Phase(1, (3,)), Phase(2, (3, 1, 1, 1)), Phase(18, (3,)), Phase(2, (3, 1, 1, 1)), Phase(17, (3,)))
-    assert accepted.spec(None).shape.phases == run + later
-    assert [accepted.steps_of(window) for window in accepted.windows] == [40, 40]
-    assert accepted.steps == 80
+    assert story.spec(None).shape.phases == run + later
+    assert [story.steps_of(window) for window in story.windows] == [40, 40]
+    assert story.steps == 80
 
 
 def test_controlnets_cost_what_they_take_of_a_step(pose_package: Path) -> None:

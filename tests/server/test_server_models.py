@@ -61,12 +61,6 @@ def server(tiny_package: Path, model_folder: Path, tmp_path_factory: pytest.Temp
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def call(channel: grpc.Channel, method: str, name: str = "", metadata: Any = None, timeout: float = 60) -> Any:
     """One call of the model service."""
     stub = model_service_pb2_grpc.ModelServiceStub(channel)

@@ -29,12 +29,6 @@ def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def story(seed: int, steps: int, *prompts: str, **settings: Any) -> pb.Story:
     return pb.Story(
         characters=[pb.Character(name="mia", description="a girl with red hair")],

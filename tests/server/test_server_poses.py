@@ -15,7 +15,6 @@ from storyloom.v1 import story_service_pb2 as pb
 from tests.server.casts import GREEN, PINK, cast_story, made, picture, pictures_of, refusal
 from tests.server.fuzzing import png_that_claims
 from tests.server.serving import (
-    ServerProcess,
     create,
     ended,
     error_details,
@@ -33,12 +32,6 @@ def server(pose_package: Path, tiny_package: Path, tmp_path_factory: pytest.Temp
     """Serves a model that takes poses, and one that takes none."""
     with serving(tmp_path_factory.mktemp("poses"), pose_package, "--model", str(tiny_package)) as running:
         yield running
-
-
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
 
 
 def posed(asked: story_pb2.Story, data: bytes, *, frame: int = 0, **fields: Any) -> story_pb2.Story:

@@ -13,13 +13,11 @@ import pytest
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_model.step_rows import total_steps
-from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.shapes import story_shape
-from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import CostModel, Limits, Phase, StoryShape
-from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, PINK, cast_story, made, picture
+from tests.server.planning import accepted, planned, violations
 from tests.server.scheduling import Run, Traffic, spec
 from tests.server.serving import ServerProcess, generate, serving
 
@@ -35,28 +33,10 @@ def server(identity_package: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def two_passes(*pictures: bytes, steps: int = 5, frames: int = 2, **wish: Any) -> pb.Story:
     asked = cast_story(*(pictures or (picture(),)), steps=steps, frames=frames)
     asked.settings.redenoising.CopyFrom(pb.Redenoising(**wish))
     return asked
-
-
-def planned(asked: pb.Story, catalog: ModelCatalog) -> StoryPlan:
-    plan = plan_story(asked, catalog)
-    assert isinstance(plan, StoryPlan), plan
-    return plan
-
-
-def violations(asked: pb.Story, catalog: ModelCatalog) -> dict[str, str]:
-    found = plan_story(asked, catalog)
-    assert not isinstance(found, StoryPlan)
-    return {violation.path: violation.message for violation in found}
 
 
 def test_a_wish_becomes_a_second_pass(catalog: ModelCatalog) -> None:
@@ -148,7 +128,7 @@ def test_a_long_story_has_two_passes_in_each_window(catalog: ModelCatalog) -> No
     asked = two_passes(frames=9)
     asked.characters.add(name="bo", description="an old man")
     asked.frames[8].CopyFrom(pb.Frame(prompt="{bo} sits"))
-    story = AcceptedStory("s", "t", planned(asked, catalog), Scheduling(), 0.0)
+    story = accepted(asked, catalog)
     assert [total_steps(story.job_of(window)) for window in story.windows] == [9, 5]
     assert story.steps == 14
     shape = story.spec(None).shape

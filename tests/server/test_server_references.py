@@ -27,12 +27,6 @@ def server(identity_package: Path, tiny_package: Path, tmp_path_factory: pytest.
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def test_references_change_the_pictures_and_nothing_else_does(channel: grpc.Channel) -> None:
     plain = made(channel, cast_story())
     green, pink = made(channel, cast_story(picture(GREEN))), made(channel, cast_story(picture(PINK)))

@@ -20,14 +20,13 @@ from storyloom_model.denoiser import Denoiser
 from storyloom_model.identity.features import IdentityFeatures
 from storyloom_model.jobs import GlobalReferences
 from storyloom_model.redenoising.plan import part
-from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
-from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import CostModel, StoryShape
-from storyloom_server.validate import StoryPlan, plan_story
+from storyloom_server.validate import StoryPlan
 from tests.model.tiny import finish
 from tests.model.tiny_rounds import build_rounds_package
 from tests.server.casts import pictures_of, refusal
+from tests.server.planning import accepted, planned, violations
 from tests.server.serving import (
     ServerProcess,
     create,
@@ -58,12 +57,6 @@ def server(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def in_rounds(count: int | None = 3, frames: int = 3, steps: int = 4, **wish: Any) -> pb.Story:
     """Mia in every frame but each third, which nobody is in."""
     prompts = ("{mia} walks", "{mia} in the park", "the red hill")
@@ -75,18 +68,6 @@ def in_rounds(count: int | None = 3, frames: int = 3, steps: int = 4, **wish: An
         frames=[pb.Frame(prompt=prompts[index % 3]) for index in range(frames)],
         settings=settings,
     )
-
-
-def planned(asked: pb.Story, catalog: ModelCatalog) -> StoryPlan:
-    plan = plan_story(asked, catalog)
-    assert isinstance(plan, StoryPlan), plan
-    return plan
-
-
-def violations(asked: pb.Story, catalog: ModelCatalog) -> dict[str, str]:
-    found = plan_story(asked, catalog)
-    assert not isinstance(found, StoryPlan)
-    return {violation.path: violation.message for violation in found}
 
 
 def test_without_a_word_there_are_the_authors_rounds(catalog: ModelCatalog) -> None:
@@ -144,7 +125,7 @@ def test_what_does_not_go_together_is_told(catalog: ModelCatalog, tiny_package: 
 
 def test_all_rounds_and_windows_count(catalog: ModelCatalog) -> None:
     """Windows have no anchors: frames see whole pictures."""
-    story = AcceptedStory("s", "t", planned(in_rounds(5, frames=9), catalog), Scheduling(), 0.0)
+    story = accepted(in_rounds(5, frames=9), catalog)
     assert [(len(window.frames), window.anchors) for window in story.windows] == [(8, ()), (1, ())]
     assert story.steps == 5 * 2 * 4
     shape = story.spec(None).shape

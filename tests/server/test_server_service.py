@@ -46,12 +46,6 @@ def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
 def kind(event: pb.GenerateStoryResponse) -> str:
     return event.WhichOneof("event") or "nothing"
 

@@ -104,12 +104,6 @@ def server(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
-
-
-@pytest.fixture
 def heavy(channel: grpc.Channel) -> Tenant:
     return Tenant(channel, HEAVY)
 

@@ -16,15 +16,13 @@ import pytest
 from storyloom.v1 import story_pb2 as pb
 from storyloom.v1 import story_service_pb2 as stories_pb
 from storyloom_model.denoiser import Denoiser
-from storyloom_server.accepted_story import AcceptedStory
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.engine.backend import FindsCharacters
-from storyloom_server.messages import Scheduling
 from storyloom_server.scheduler import Phase
 from storyloom_server.tries import Try, longer, try_again
-from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.casts import GREEN, PINK, cast_story, free_port, picture, pixels
 from tests.server.null_backend import NullBackend
+from tests.server.planning import accepted
 from tests.server.serving import ServerProcess, create, ended, generate, serving, stories, until_step, watch
 
 STEP = 3533
@@ -39,12 +37,6 @@ def port() -> int:
 def server(identity_package: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serving(tmp_path_factory.mktemp("tries"), identity_package, "--metrics-port", str(port)) as running:
         yield running
-
-
-@pytest.fixture
-def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.address) as opened:
-        yield opened
 
 
 def story(*prompts: str, steps: int = 5, **wish: Any) -> pb.Story:
@@ -195,15 +187,13 @@ def test_a_second_pass_costs_no_more_than_its_characters(channel: grpc.Channel, 
 
 
 def test_admission_knows_of_a_try_that_has_begun(identity_package: Path) -> None:
-    plan = plan_story(story("{mia} walks", "{mia} sits"), ModelCatalog.load([identity_package]))
-    assert isinstance(plan, StoryPlan)
-    accepted = AcceptedStory("s", "t", plan, Scheduling(), 0.0)
-    again = try_again(accepted, 1, 2, {0})
+    taken = accepted(story("{mia} walks", "{mia} sits"), ModelCatalog.load([identity_package]))
+    again = try_again(taken, 1, 2, {0})
     assert (again.frames, again.window.anchors) == ((1,), (0,))
-    assert [frame.seed for frame in again.job(accepted).frames] == [101 + 2 * STEP]
+    assert [frame.seed for frame in again.job(taken).frames] == [101 + 2 * STEP]
     assert Try(again.window, 1).seed(2**64 - 1) == STEP - 1
-    before = accepted.spec(None)
-    after = longer(before, accepted, again)
+    before = taken.spec(None)
+    after = longer(before, taken, again)
     assert (before.shape.steps, before.shape.phases) == (9, (Phase(9, (2,)),))
     assert after.shape.steps == 18
     assert after.shape.phases == (Phase(9, (2,)), Phase(5, (2,)), Phase(4, (1,)))

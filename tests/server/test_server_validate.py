@@ -13,6 +13,7 @@ from storyloom_model.noise import frame_seed
 from storyloom_server.catalog import CatalogError, ModelCatalog
 from storyloom_server.validate import StoryPlan, plan_story
 from storyloom_server.warm_up import warm_up_job
+from tests.server.planning import planned, violations
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +37,16 @@ def good_story() -> pb.Story:
     )
 
 
-def plan(story: pb.Story, catalog: ModelCatalog) -> StoryPlan:
-    planned = plan_story(story, catalog)
-    assert isinstance(planned, StoryPlan), planned
-    return planned
-
-
-def violations(story: pb.Story, catalog: ModelCatalog) -> dict[str, str]:
-    """Message by path."""
-    found = plan_story(story, catalog)
-    assert not isinstance(found, StoryPlan)
-    return {violation.path: violation.message for violation in found}
-
-
 def test_frames_on_their_own_have_no_anchors(catalog: ModelCatalog) -> None:
     asked = good_story()
-    assert plan(asked, catalog).window_anchors == catalog.models[0].manifest.limits.window_anchors
+    assert planned(asked, catalog).window_anchors == catalog.models[0].manifest.limits.window_anchors
     asked.settings.consistency.enabled = False
-    assert plan(asked, catalog).window_anchors == 0
+    assert planned(asked, catalog).window_anchors == 0
 
 
 def test_a_good_story_gets_every_default(catalog: ModelCatalog) -> None:
-    planned = plan(good_story(), catalog)
-    assert planned.settings == pb.Settings(
+    plan = planned(good_story(), catalog)
+    assert plan.settings == pb.Settings(
         model="tiny",
         steps=4,
         guidance_scale=4.0,
@@ -70,13 +58,13 @@ def test_a_good_story_gets_every_default(catalog: ModelCatalog) -> None:
         identity_adapter="none",
         preview_interval=0,
     )
-    assert planned.frame_seeds == [frame_seed(7, 0), frame_seed(7, 1), 99]
-    assert [frame.prompt.text for frame in planned.job.frames] == [
+    assert plan.frame_seeds == [frame_seed(7, 0), frame_seed(7, 1), 99]
+    assert [frame.prompt.text for frame in plan.job.frames] == [
         "a young girl with red hair walks in the park",
         "a young girl with red hair sits with an old man",
         "an old man, a dog",
     ]
-    assert planned.job.rows == 6
+    assert plan.job.rows == 6
 
 
 def test_what_is_asked_is_kept(catalog: ModelCatalog) -> None:
@@ -94,18 +82,18 @@ def test_what_is_asked_is_kept(catalog: ModelCatalog) -> None:
         preview_interval=3,
     )
     story.settings.CopyFrom(asked)
-    planned = plan(story, catalog)
-    assert planned.settings == asked
-    assert (planned.job.solver, planned.job.cross_frame, planned.job.adapter) == ("unipc", False, "none")
-    assert planned.job.method == "consistory"
-    assert planned.job.rows == 3
-    assert planned.preview_interval == 3
+    plan = planned(story, catalog)
+    assert plan.settings == asked
+    assert (plan.job.solver, plan.job.cross_frame, plan.job.adapter) == ("unipc", False, "none")
+    assert plan.job.method == "consistory"
+    assert plan.job.rows == 3
+    assert plan.preview_interval == 3
 
 
 def test_a_story_without_seed_gets_its_own(catalog: ModelCatalog) -> None:
     story = good_story()
     story.settings.ClearField("seed")
-    first, second = plan(story, catalog), plan(story, catalog)
+    first, second = planned(story, catalog), planned(story, catalog)
     assert first.settings.seed != second.settings.seed
     assert first.frame_seeds[0] == frame_seed(first.settings.seed, 0)
 
@@ -193,7 +181,7 @@ def test_an_empty_story_is_refused(catalog: ModelCatalog) -> None:
 
 
 def test_frames_without_characters_are_fine(catalog: ModelCatalog) -> None:
-    assert plan(pb.Story(frames=[pb.Frame(prompt="a dog")]), catalog).job.frames[0].prompt.spans == {}
+    assert planned(pb.Story(frames=[pb.Frame(prompt="a dog")]), catalog).job.frames[0].prompt.spans == {}
 
 
 def test_too_many_frames_and_characters_are_counted(catalog: ModelCatalog) -> None:
@@ -261,14 +249,14 @@ wild_stories = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(wild_stories)
 def test_any_message_gives_a_plan_or_reasons(catalog: ModelCatalog, story: pb.Story) -> None:
-    planned = plan_story(story, catalog)
-    if isinstance(planned, StoryPlan):
-        assert len(planned.job.frames) == len(story.frames) >= 1
-        assert 1 <= planned.job.steps <= 100
-        assert plan_story(story, catalog, lambda: planned.settings.seed) == planned
+    plan = plan_story(story, catalog)
+    if isinstance(plan, StoryPlan):
+        assert len(plan.job.frames) == len(story.frames) >= 1
+        assert 1 <= plan.job.steps <= 100
+        assert plan_story(story, catalog, lambda: plan.settings.seed) == plan
     else:
-        assert planned
-        assert all(violation.path.startswith("story") and violation.message for violation in planned)
+        assert plan
+        assert all(violation.path.startswith("story") and violation.message for violation in plan)
 
 
 def test_the_warm_up_story_is_a_good_one(catalog: ModelCatalog) -> None:
