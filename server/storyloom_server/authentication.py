@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from storyloom_server.access import Gate
-from storyloom_server.errors import StoryError, abort
+from storyloom_server.story_error import StoryError, abort
 from storyloom_server.tenants import Tenant
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

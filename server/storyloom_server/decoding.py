@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from storyloom_server import errors
+from storyloom_server.story_error import abort
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -47,7 +48,7 @@ def _reading(
         try:
             request = read(data)
         except DecodeError:
-            await errors.abort(context, errors.undecodable())
+            await abort(context, errors.undecodable())
         return await behaviour(request, context)
 
     return respond

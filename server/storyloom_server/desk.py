@@ -1,4 +1,4 @@
-"""Takes stories in, keeps those that are open going, and finds the others in the store.
+"""Takes stories in and keeps those that are open going.
 
 A story is accepted when it is in the store: from then on it ends as finished, failed or cancelled, whatever happens to
 this process. Open stories that nobody works on, of an earlier life of this server or of one that died, are adopted.
@@ -10,24 +10,22 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
-from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors, story_records
 from storyloom_server.accepted_story import AcceptedStory, logged
 from storyloom_server.access import Gate
+from storyloom_server.archive import Archive
 from storyloom_server.catalog import ModelCatalog
-from storyloom_server.event_log import LoggedEvent
 from storyloom_server.logs import fields
 from storyloom_server.messages import Scheduling
 from storyloom_server.orders import Order
 from storyloom_server.references import References
 from storyloom_server.scheduler import Admission, Priority, Progress, Refused
 from storyloom_server.store import (
-    Event,
     NewStory,
     Quota,
     Store,
@@ -39,6 +37,7 @@ from storyloom_server.store import (
     leases,
 )
 from storyloom_server.store.errors import StoreError
+from storyloom_server.story_error import StoryError
 from storyloom_server.story_run import StoryRun
 from storyloom_server.supervisor import EngineStatus, Supervisor
 from storyloom_server.tenants import Tenant
@@ -50,14 +49,10 @@ log = logging.getLogger("storyloom.desk")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
-# How soon a reader of a story that another server works on hears of a new event.
-_POLL_SECONDS = 0.5
+# How long a call waits for a story to be cancelled.
+_CANCEL_SECONDS = 0.5
 # Of engines and servers that worked on a story.
 _DEATHS_TO_GIVE_UP = 5
-# Above the number of durable events that a story can have.
-_ALL_EVENTS = 10_000
-# What the store's integers hold; clients may ask for events after a larger number, of which there are none.
-_LAST_SEQUENCE = 2**63 - 1
 
 
 class Desk:
@@ -91,8 +86,8 @@ class Desk:
         self._tracing = tracing
         self._admission = admission
         self._references = references
-        self._keep_seconds = keep_seconds
         self._runs: dict[str, StoryRun] = {}
+        self._archive = Archive(workshop.store, self._runs, keep_seconds)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._accepting: dict[str, AcceptedStory] = {}
         self._idle = asyncio.Event()
@@ -170,6 +165,11 @@ class Desk:
             self._start(story, metadata)
         return accepted.story.id
 
+    @property
+    def archive(self) -> Archive:
+        """What there is to read of stories, of those here and of all others."""
+        return self._archive
+
     def abandon(self, story_id: str) -> None:
         """Cancels a story of this server whose only reader has left. One that drains is left to a later server."""
         run = self._runs.get(story_id)
@@ -187,80 +187,8 @@ class Desk:
         if run is not None:
             run.stop(errors.story_cancelled())
             with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
+                async with asyncio.timeout(_CANCEL_SECONDS):
                     await asyncio.shield(self._tasks[story_id])
-
-    async def events(self, story_id: str, tenant: Tenant, after: int) -> AsyncIterator[LoggedEvent]:
-        """Every event of a story after a sequence number, as they come.
-
-        Raises:
-            NotFoundError: the tenant has no such story.
-            StoryError: what the story ended with, after its last event.
-        """
-        while True:
-            run = self._runs.get(story_id)
-            if run is not None and run.story.tenant == tenant.name:
-                async for event in run.log.after(after):
-                    yield event
-                return
-            story = await self._store.read(journal.get, story_id, tenant.name)
-            for stored in await self._stored_events(story_id, after):
-                after = stored.sequence
-                yield logged(stored)
-            if not story.state.is_open:
-                if story.error is not None:
-                    raise errors.StoryError.from_bytes(story.error)
-                return
-            # It runs on another server, or is about to be adopted here.
-            await asyncio.sleep(_POLL_SECONDS)
-
-    async def complete(self, event: LoggedEvent) -> pb.GenerateStoryResponse:
-        """An event with its picture."""
-        if not event.picture:
-            return event.event
-        complete = pb.GenerateStoryResponse()
-        complete.CopyFrom(event.event)
-        complete.frame.image.png = await self._store.load(event.picture)
-        return complete
-
-    async def record(self, story_id: str, tenant: Tenant, *, pictures: bool = False) -> pb.StoryRecord:
-        """All that is known of a story.
-
-        Raises:
-            NotFoundError: the tenant has no such story.
-        """
-        story = await self._store.read(journal.get, story_id, tenant.name)
-        events = [logged(stored) for stored in await self._stored_events(story_id)]
-        complete = [await self.complete(event) if pictures else event.event for event in events]
-        request = await self._store.read(journal.request, story_id)
-        record = story_records.public_record(story, request, complete, self._keep_seconds)
-        run = self._runs.get(story_id)
-        if run is not None:
-            record.last_sequence = max(record.last_sequence, run.log.last_sequence)
-        return record
-
-    async def parent(self, story_id: str, tenant: Tenant) -> pb.StoryRecord:
-        """A story to go on from: its record, with all that it was asked for.
-
-        Raises:
-            NotFoundError: the tenant has no such story.
-        """
-        record = await self.record(story_id, tenant)
-        request = await self._store.read(journal.request, story_id)
-        record.story.CopyFrom(story_records.read_request(request).story)
-        return record
-
-    async def list(
-        self, tenant: Tenant, state: StoryState | None, size: int, token: str
-    ) -> tuple[Sequence[pb.StoryRecord], str]:
-        """A page of the tenant's stories, newest first and without their frames; and the next page's token."""
-        page = await self._store.read(journal.list_stories, tenant.name, state=state, size=size, token=token)
-        requests = [await self._store.read(journal.request, story.id) for story in page.items]
-        records = [
-            story_records.public_record(story, request, (), self._keep_seconds)
-            for story, request in zip(page.items, requests, strict=True)
-        ]
-        return records, page.next_token
 
     @property
     def waiting(self) -> int:
@@ -332,7 +260,7 @@ class Desk:
         for story in await self._store.write(leases.adopt, list(self._runs), models=self._catalog.names):
             try:
                 adopted = await self._restore(story)
-            except errors.StoryError as error:
+            except StoryError as error:
                 log.error("an adopted story cannot be made any more", extra=fields(story_id=story.id))
                 await self._store.write(journal.finish, story.id, StoryState.FAILED, error=error.to_bytes())
                 continue
@@ -363,13 +291,8 @@ class Desk:
             prompt_flags=request.prompt_flags,
             crashes=story.crashes,
             sequence_reserved=story.sequence_reserved,
-            events=tuple(logged(stored) for stored in await self._stored_events(story.id)),
+            events=tuple(logged(stored) for stored in await self._archive.stored_events(story.id)),
         )
-
-    async def _stored_events(self, story_id: str, after: int = 0) -> Sequence[Event]:
-        """All stored events of a story: two for the story and one for each frame."""
-        after = min(after, _LAST_SEQUENCE)
-        return await self._store.read(journal.events, story_id, after=after, limit=_ALL_EVENTS)
 
     def _check_open(self) -> None:
         if self._draining:

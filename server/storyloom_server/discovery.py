@@ -31,6 +31,7 @@ from storyloom_server.reference_pictures import asked_references, digest
 from storyloom_server.references import References
 from storyloom_server.store import Features, NewCharacter
 from storyloom_server.store.errors import NotFoundError
+from storyloom_server.story_error import StoryError
 from storyloom_server.tenants import Tenant
 
 
@@ -177,7 +178,7 @@ class Discoveries:
                 sources = tuple(replace(source, known=before.features) for source in order.sources)
                 order = replace(order, sources=sources)
             return await self._desk.accept(tenant, order)
-        except errors.StoryError as error:
+        except StoryError as error:
             if not error.violations:
                 raise
             # What is wrong with one candidate is wrong with all.
@@ -186,9 +187,9 @@ class Discoveries:
     async def _pictures(self, tenant: Tenant, story_id: str) -> Mapping[int, bytes]:
         """The candidates by frame, once all are there."""
         pictures = {}
-        async for logged in self._desk.events(story_id, tenant, 0):
+        async for logged in self._desk.archive.events(story_id, tenant, 0):
             if logged.event.HasField("frame"):
-                complete = await self._desk.complete(logged)
+                complete = await self._desk.archive.complete(logged)
                 pictures[complete.frame.frame_index] = complete.frame.image.png
         return pictures
 
@@ -197,7 +198,7 @@ class Discoveries:
         asked = asked_references("candidates", [story_pb2.Reference(picture=picture)])
         try:
             found = await self._references.look(tenant.name, model, asked)
-        except errors.StoryError as error:
+        except StoryError as error:
             if error.violations:
                 return None
             raise

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 
 from storyloom.v1 import story_service_pb2 as pb
-from storyloom_server.errors import StoryError
+from storyloom_server.story_error import StoryError
 
 _MAX_PASSING_EVENTS = 256
 _MAX_PASSING_BYTES = 16 * 1024 * 1024

@@ -23,6 +23,7 @@ from storyloom_server.references import References, Source
 from storyloom_server.request_paths import in_extension, in_redone_frame
 from storyloom_server.safety import Safety
 from storyloom_server.scheduler import Priority
+from storyloom_server.story_error import StoryError
 from storyloom_server.tenants import Tenant
 from storyloom_server.validate import StoryPlan, plan_story, random_seed
 from storyloom_server.violations import Findings, Violation
@@ -117,7 +118,7 @@ class OrderTaker:
         reused = frozenset(range(frames))
         try:
             return await self._order(tenant, story, request, parent=parent, reused=reused, known_frames=reused)
-        except errors.StoryError as error:
+        except StoryError as error:
             raise errors.relocated(error, lambda each: in_extension(each, frames, characters)) from error
 
     async def redone_frame(self, tenant: Tenant, request: pb.RedoFrameRequest, parent: pb.StoryRecord) -> Order:
@@ -145,7 +146,7 @@ class OrderTaker:
         known = reused if sent else reused | {index}
         try:
             return await self._order(tenant, story, request, parent=parent, reused=reused, known_frames=known)
-        except errors.StoryError as error:
+        except StoryError as error:
             raise errors.relocated(error, lambda each: in_redone_frame(each, index, sent=sent)) from error
 
     async def _order(

@@ -13,6 +13,7 @@ from storyloom_model.jobs import GlobalReferences
 from storyloom_model.methods.rounds import Rounds, WholePictures, shown
 from storyloom_server.shelf import Shelf
 from storyloom_server.store import ArtifactKind
+from storyloom_server.validate import StoryPlan
 
 _HEADER = 4
 """Bytes of the round's number, in front of the features."""
@@ -86,6 +87,13 @@ class RoundPictures:
             together = IdentityFeatures(chosen[0].encoders, tuple(one for each in chosen for one in each.references))
             self._references = number, GlobalReferences(together.to_bytes(), self._scales[number])
         return self._references[1]
+
+
+def round_pictures_of(plan: StoryPlan, shelf: Shelf) -> RoundPictures | None:
+    """Those of a story; None where it is made once."""
+    if plan.rounds is None:
+        return None
+    return RoundPictures(plan.rounds.rounds, plan.rounds.pictures, len(plan.job.frames), shelf)
 
 
 def networks_of(features: bytes) -> str:

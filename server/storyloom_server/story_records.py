@@ -10,9 +10,9 @@ from google.protobuf import timestamp_pb2
 
 from storyloom.v1 import story_pb2
 from storyloom.v1 import story_service_pb2 as pb
-from storyloom_server.errors import StoryError
 from storyloom_server.poses import without_pictures
 from storyloom_server.store import Story, StoryState
+from storyloom_server.story_error import StoryError
 
 if TYPE_CHECKING:
     from storyloom_server.accepted_story import AcceptedStory

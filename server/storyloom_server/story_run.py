@@ -23,13 +23,14 @@ from storyloom_server.event_log import EventLog
 from storyloom_server.finished_frames import FinishedFrames
 from storyloom_server.logs import fields
 from storyloom_server.metrics import Outcome, Stage
-from storyloom_server.round_pictures import RoundPictures, networks_of
+from storyloom_server.round_pictures import networks_of, round_pictures_of
 from storyloom_server.scheduler import Progress
 from storyloom_server.shelf import Shelf
 from storyloom_server.store import StoryState, journal, leases
 from storyloom_server.store.errors import (
     StoryLostError,
 )
+from storyloom_server.story_error import StoryError
 from storyloom_server.supervisor import EngineStatus
 from storyloom_server.telling import Teller
 from storyloom_server.tracing import StoryTrace
@@ -49,7 +50,7 @@ _CRASHES_TO_GIVE_UP = 3
 class _Stop:
     """Somebody wants the story to end now, with this error."""
 
-    error: errors.StoryError
+    error: StoryError
 
 
 _Inbox: TypeAlias = asyncio.Queue[messages.ToRun | _Stop]
@@ -67,7 +68,7 @@ class StoryRun:
         self._teller = Teller(story, self._shelf)
         self._began = time.monotonic() - max(0.0, time.time() - story.accepted_at if story.events else 0.0)
         self._frames = FinishedFrames(story, workshop, self._shelf, self._teller, self._began)
-        self._rounds = _rounds(story, self._shelf)
+        self._rounds = round_pictures_of(story.plan, self._shelf)
         self._round = 0
         # Frames of the window under way that somebody is missing in: the best try so far, with its seed.
         self._lacking: dict[int, tuple[int, messages.FrameDone]] = {}
@@ -92,7 +93,7 @@ class StoryRun:
         """How far the story is, for the admission of others."""
         return Progress(self._spec, done_steps=min(self._steps_done, self._spec.shape.steps))
 
-    def stop(self, error: errors.StoryError) -> None:
+    def stop(self, error: StoryError) -> None:
         """Ends the story with ``error`` as soon as may be."""
         self._inbox.put_nowait(_Stop(error))
 
@@ -130,7 +131,7 @@ class StoryRun:
                     self._steps_before += made.steps(self.story)
                     await self._make_again()
             await self._done()
-        except errors.StoryError as error:
+        except StoryError as error:
             return await self._fail(error)
         except StoryLostError:
             raise
@@ -143,7 +144,7 @@ class StoryRun:
         self._count("done")
         return "done"
 
-    async def _fail(self, error: errors.StoryError) -> str:
+    async def _fail(self, error: StoryError) -> str:
         """Ends the story with ``error``, and returns its outcome."""
         cancelled = error.reason == errors.CANCELLED
         state = StoryState.CANCELLED if cancelled else StoryState.FAILED
@@ -394,10 +395,3 @@ class StoryRun:
             pb.CharacterConsistency(character=name, score=score) for name, score in found.items() if score is not None
         ]
         await self._teller.last(done=pb.StoryDone(timings=self._timings, consistency=consistency))
-
-
-def _rounds(story: AcceptedStory, shelf: Shelf) -> RoundPictures | None:
-    plan = story.plan.rounds
-    if plan is None:
-        return None
-    return RoundPictures(plan.rounds, plan.pictures, len(story.plan.job.frames), shelf)

@@ -54,9 +54,9 @@ class Office:
 
     async def end(self, story_id: str) -> pb.StoryRecord:
         """Reads a story to its end: every number once, and rising."""
-        numbers = [event.sequence async for event in self.desk.events(story_id, TENANT, 0)]
+        numbers = [event.sequence async for event in self.desk.archive.events(story_id, TENANT, 0)]
         assert numbers == sorted(set(numbers))
-        return await self.desk.record(story_id, TENANT)
+        return await self.desk.archive.record(story_id, TENANT)
 
 
 @asynccontextmanager

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from storyloom_server import access
 from storyloom_server.access import Gate, exposure_warning
-from storyloom_server.errors import StoryError
 from storyloom_server.rate_limit import TokenBucket
 from storyloom_server.scheduler import Priority
+from storyloom_server.story_error import StoryError
 from storyloom_server.tenants import Tenant, TenantsFileError, digest, new_token, read_tenants
 from tests.server.serving import wait_until
 

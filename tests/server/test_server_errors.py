@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storyloom_server import errors
-from storyloom_server.errors import StoryError
+from storyloom_server.story_error import StoryError, abort
 from storyloom_server.violations import Violation
 
 VIOLATIONS = [Violation(f"story.frames[{index}].prompt", "is empty; write something") for index in range(3)]
@@ -79,7 +79,7 @@ def aborted(error: StoryError) -> tuple[grpc.aio.AioRpcError, dict[str, Any]]:
     """``error`` as a client gets it."""
 
     async def handler(request: bytes, context: Any) -> bytes:
-        await errors.abort(context, error)
+        await abort(context, error)
 
     async def body() -> grpc.aio.AioRpcError:
         server = grpc.aio.server()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server import errors, event_log
 from storyloom_server.event_log import EventLog, LoggedEvent
+from storyloom_server.story_error import StoryError
 
 FEW, SMALL = 3, 400
 """Passing events and their bytes that a log keeps in these tests, so that readers fall behind often."""
@@ -42,7 +43,7 @@ class Reader:
     def __init__(self, log: EventLog, start: int) -> None:
         self.start = start
         self.seen: list[int] = []
-        self.error: errors.StoryError | None = None
+        self.error: StoryError | None = None
         self.ended = False
         self._events: AsyncIterator[LoggedEvent] = log.after(start)
         self._pending: asyncio.Future[LoggedEvent] | None = None
@@ -64,7 +65,7 @@ class Reader:
                 self.seen.append(pending.result().sequence)
             except StopAsyncIteration:
                 self.ended = True
-            except errors.StoryError as error:
+            except StoryError as error:
                 self.ended, self.error = True, error
 
 
@@ -154,10 +155,10 @@ def test_those_who_wait_are_woken_by_events_and_by_the_end() -> None:
         await asyncio.sleep(0)
         log.close(errors.draining())
         for result in await asyncio.gather(*waiting, return_exceptions=True):
-            assert isinstance(result, errors.StoryError)
+            assert isinstance(result, StoryError)
             assert result.reason == "DRAINING"
         # Also those that come after the end.
-        with pytest.raises(errors.StoryError):
+        with pytest.raises(StoryError):
             await read(log)
 
     asyncio.run(run())

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from storyloom_server import errors
 from storyloom_server.interceptor import CallMetrics
 from storyloom_server.metrics import Metrics
+from storyloom_server.story_error import abort
 
 SERVICE = "test.Calls"
 SECONDS = 30.0
@@ -50,7 +51,7 @@ class Calls:
         self.entered.set()
         match request:
             case b"abort":
-                await errors.abort(context, errors.queue_full(3, 5.0))
+                await abort(context, errors.queue_full(3, 5.0))
             case b"raise":
                 raise ValueError("on purpose")
             case b"set":

@@ -19,12 +19,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from storyloom.v1 import story_pb2, story_service_pb2, story_service_pb2_grpc
-from storyloom_server import errors, logs
+from storyloom_server import logs
 from storyloom_server.authentication import current_tenant
 from storyloom_server.logs import Prompts, fields
 from storyloom_server.operations import Operations
 from storyloom_server.options import ServerOptions
 from storyloom_server.setup_error import SetupError
+from storyloom_server.story_error import StoryError, abort
 from storyloom_server.tenants import digest, new_token
 from tests.server.certificates import Authority
 from tests.server.serving import wait_until
@@ -57,9 +58,9 @@ class TinyService(story_service_pb2_grpc.StoryServiceServicer):
             self.operations.metrics.story_finished("mini", "done", 0.1)
             await context.write(story_service_pb2.GenerateStoryResponse(story_id="story-1"))
             trace.end("done")
-        except errors.StoryError as error:
+        except StoryError as error:
             trace.end("failed", error=error.reason)
-            await errors.abort(context, error)
+            await abort(context, error)
 
 
 class Watcher:

@@ -14,7 +14,6 @@ from storyloom.v1 import character_service_pb2, story_pb2
 from storyloom.v1 import story_service_pb2 as pb
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.characters import Characters
-from storyloom_server.errors import StoryError
 from storyloom_server.metrics import Metrics
 from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.pictures import PictureLimits
@@ -23,6 +22,7 @@ from storyloom_server.references import References
 from storyloom_server.safety import ALLOWED, Safety, Verdict
 from storyloom_server.scheduler import Priority
 from storyloom_server.store import Store, StoreOptions
+from storyloom_server.story_error import StoryError
 from storyloom_server.supervisor import RestartPolicy, Supervisor
 from storyloom_server.tenants import Tenant
 from tests.server.engines import engine_options

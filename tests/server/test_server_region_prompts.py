@@ -11,10 +11,10 @@ import pytest
 
 from storyloom.v1 import story_pb2 as pb
 from storyloom_server.catalog import ModelCatalog
-from storyloom_server.errors import StoryError
 from storyloom_server.options import ServerOptions
 from storyloom_server.orders import OrderTaker
 from storyloom_server.safety_checks import load_safety
+from storyloom_server.story_error import StoryError
 from tests.server.test_server_redenoising import planned, two_passes, violations
 
 

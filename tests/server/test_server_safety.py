@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storyloom_server.blocked_words import BlockedWords
-from storyloom_server.errors import StoryError
 from storyloom_server.options import ServerOptions
 from storyloom_server.picture_classifier import TransformersImageCheck
 from storyloom_server.safety import ALLOWED, Safety, Verdict
 from storyloom_server.safety_checks import SafetySetupError, load_safety
+from storyloom_server.story_error import StoryError
 
 GREY = np.full((16, 16, 3), 128, np.uint8)
 RED = np.full((16, 16, 3), (255, 0, 0), np.uint8)

@@ -19,6 +19,7 @@ from storyloom_server.accepted_story import AcceptedStory, logged
 from storyloom_server.catalog import ModelCatalog
 from storyloom_server.messages import Scheduling
 from storyloom_server.store import Event, Story, StoryState
+from storyloom_server.story_error import StoryError
 from storyloom_server.story_records import public_record, read_request, stored_request
 from storyloom_server.validate import StoryPlan, plan_story
 from tests.server.serving import story
@@ -147,13 +148,13 @@ def test_an_open_story_has_no_end(catalog: ModelCatalog) -> None:
     "error",
     [errors.engine_crashed(3), errors.job_failed("OUT_OF_MEMORY", "too large"), errors.job_failed("X", "broken")],
 )
-def test_a_failed_story_says_why(catalog: ModelCatalog, error: errors.StoryError) -> None:
+def test_a_failed_story_says_why(catalog: ModelCatalog, error: StoryError) -> None:
     request = stored_request(accepted(catalog, story("a dog")))
     failed = row(StoryState.FAILED, finished_at=1001.0, error=error.to_bytes())
     failure = public_record(failed, request, (), KEPT).failure
     assert (failure.reason, failure.message) == (error.reason, error.message)
     assert failure.code == error.code.value[0]
-    back = errors.StoryError.from_bytes(error.to_bytes())
+    back = StoryError.from_bytes(error.to_bytes())
     assert (back.code, back.reason, back.message) == (error.code, error.reason, error.message)
     assert dict(back.metadata) == dict(error.metadata)
 
@@ -164,7 +165,7 @@ def test_a_cancelled_story_is_no_failure(catalog: ModelCatalog) -> None:
     record = public_record(cancelled, request, (), KEPT)
     assert record.state == pb.STORY_STATE_CANCELLED
     assert not record.HasField("failure")
-    assert errors.StoryError.from_bytes(errors.story_cancelled().to_bytes()).code is grpc.StatusCode.CANCELLED
+    assert StoryError.from_bytes(errors.story_cancelled().to_bytes()).code is grpc.StatusCode.CANCELLED
 
 
 def test_every_state_of_the_store_has_a_name_for_clients(catalog: ModelCatalog) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storyloom.v1 import story_service_pb2 as pb
-from storyloom_server.errors import StoryError
+from storyloom_server.story_error import StoryError
 from tests.server.journals import TurnedClock
 from tests.server.offices import TENANT, Office, office
 
@@ -20,7 +20,7 @@ async def left_behind(folder: Path, model: Path, clock: TurnedClock, harm: str) 
     """A story that was left after a few checkpoints, whose blobs were harmed since."""
     async with office(folder, model, clock) as first:
         story_id = await first.accept("a dog", 60)
-        async for event in first.desk.events(story_id, TENANT, 0):
+        async for event in first.desk.archive.events(story_id, TENANT, 0):
             if event.event.progress.step == 20:
                 break
     checkpoints = list((folder / "blobs").rglob("*checkpoint*"))
@@ -36,7 +36,7 @@ async def left_behind(folder: Path, model: Path, clock: TurnedClock, harm: str) 
 async def finish(opened: Office, story_id: str) -> list[int]:
     """The steps that are told of until the story's end."""
     async with asyncio.timeout(60):
-        return [event.event.progress.step async for event in opened.desk.events(story_id, TENANT, 0)]
+        return [event.event.progress.step async for event in opened.desk.archive.events(story_id, TENANT, 0)]
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
@@ -46,7 +46,7 @@ def test_a_story_without_its_checkpoint_begins_anew(tiny_package: Path, tmp_path
         story_id = await left_behind(tmp_path, tiny_package, clock, harm)
         async with office(tmp_path, tiny_package, clock) as second:
             steps = await finish(second, story_id)
-            assert (await second.desk.record(story_id, TENANT)).state == pb.STORY_STATE_FINISHED
+            assert (await second.desk.archive.record(story_id, TENANT)).state == pb.STORY_STATE_FINISHED
             assert {1, 60} <= set(steps)
 
     asyncio.run(run())
@@ -68,7 +68,7 @@ def test_a_run_that_breaks_ends_the_story_and_tells_its_readers(
             with pytest.raises(StoryError) as caught:
                 await finish(opened, story_id)
             assert caught.value.reason == "SERVER_ERROR"
-            record = await opened.desk.record(story_id, TENANT)
+            record = await opened.desk.archive.record(story_id, TENANT)
             assert (record.state, record.failure.reason) == (pb.STORY_STATE_FAILED, "SERVER_ERROR")
             assert opened.desk.open_stories == 0
 

@@ -9,6 +9,7 @@ import grpc
 from storyloom_server import errors
 from storyloom_server.authentication import current_tenant
 from storyloom_server.store.errors import StoreError
+from storyloom_server.story_error import StoryError, abort
 from storyloom_server.violations import Violation
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,11 +29,11 @@ def answered(
     async def answer(self: _Servicer, request: _Request, context: Context) -> _Response:
         try:
             return await method(self, request, context)
-        except errors.StoryError as error:
+        except StoryError as error:
             failure = error
         except StoreError as error:
             failure = errors.from_store(error, current_tenant().name)
-        await errors.abort(context, failure)
+        await abort(context, failure)
 
     return answer
 

@@ -18,6 +18,7 @@ from storyloom_server.orders import Order, OrderTaker
 from storyloom_server.services.calls import Context, answered, page_size
 from storyloom_server.store import StoryState
 from storyloom_server.store.errors import StoreError
+from storyloom_server.story_error import StoryError
 from storyloom_server.tenants import Tenant
 from storyloom_server.violations import Violation
 
@@ -45,6 +46,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     def __init__(self, orders: OrderTaker, desk: Desk, metrics: Metrics) -> None:
         self._orders = orders
         self._desk = desk
+        self._archive = desk.archive
         self._metrics = metrics
 
     @answered
@@ -70,7 +72,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     async def CreateStory(self, request: pb.CreateStoryRequest, context: Context) -> pb.CreateStoryResponse:  # noqa: N802
         """Accepts a story."""
         story_id = await self._place(context, lambda tenant: self._orders.new_story(tenant, request))
-        return pb.CreateStoryResponse(story=await self._desk.record(story_id, current_tenant()))
+        return pb.CreateStoryResponse(story=await self._archive.record(story_id, current_tenant()))
 
     @answered
     async def WatchStory(self, request: pb.WatchStoryRequest, context: Context) -> None:  # noqa: N802
@@ -85,7 +87,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
     async def GetStory(self, request: pb.GetStoryRequest, context: Context) -> pb.GetStoryResponse:  # noqa: N802
         """All that is known of a story."""
         tenant = current_tenant()
-        record = await self._desk.record(request.story_id, tenant, pictures=request.include_images)
+        record = await self._archive.record(request.story_id, tenant, pictures=request.include_images)
         return pb.GetStoryResponse(story=record)
 
     @answered
@@ -95,7 +97,7 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         if request.state not in _STATES:
             raise errors.invalid_request([Violation("state", f"state {int(request.state)} is unknown; leave it out")])
         state = _STATES[request.state]
-        stories, next_token = await self._desk.list(tenant, state, page_size(request.page_size), request.page_token)
+        stories, next_token = await self._archive.list(tenant, state, page_size(request.page_size), request.page_token)
         return pb.ListStoriesResponse(stories=stories, next_page_token=next_token)
 
     @answered
@@ -103,43 +105,45 @@ class StoryService(story_service_pb2_grpc.StoryServiceServicer):
         """Cancels a story wherever it is."""
         tenant = current_tenant()
         await self._desk.cancel(request.story_id, tenant)
-        return pb.CancelStoryResponse(story=await self._desk.record(request.story_id, tenant))
+        return pb.CancelStoryResponse(story=await self._archive.record(request.story_id, tenant))
 
     @answered
     async def ExtendStory(self, request: pb.ExtendStoryRequest, context: Context) -> pb.ExtendStoryResponse:  # noqa: N802
         """Accepts a story that goes on from a finished one."""
 
         async def extension(tenant: Tenant) -> Order:
-            return await self._orders.extension(tenant, request, await self._desk.parent(request.story_id, tenant))
+            return await self._orders.extension(tenant, request, await self._archive.parent(request.story_id, tenant))
 
         story_id = await self._place(context, extension)
-        return pb.ExtendStoryResponse(story=await self._desk.record(story_id, current_tenant()))
+        return pb.ExtendStoryResponse(story=await self._archive.record(story_id, current_tenant()))
 
     @answered
     async def RedoFrame(self, request: pb.RedoFrameRequest, context: Context) -> pb.RedoFrameResponse:  # noqa: N802
         """Accepts a story that differs from a finished one in one frame."""
 
         async def redone(tenant: Tenant) -> Order:
-            return await self._orders.redone_frame(tenant, request, await self._desk.parent(request.story_id, tenant))
+            return await self._orders.redone_frame(
+                tenant, request, await self._archive.parent(request.story_id, tenant)
+            )
 
         story_id = await self._place(context, redone)
-        return pb.RedoFrameResponse(story=await self._desk.record(story_id, current_tenant()))
+        return pb.RedoFrameResponse(story=await self._archive.record(story_id, current_tenant()))
 
     async def _place(self, context: Context, order: Callable[[Tenant], Awaitable[Order]]) -> str:
         """Has an order accepted, and returns the story's id. A refusal is counted."""
         tenant = current_tenant()
         try:
             return await self._desk.accept(tenant, await order(tenant), tuple(context.invocation_metadata() or ()))
-        except (errors.StoryError, StoreError) as error:
-            refusal = error if isinstance(error, errors.StoryError) else errors.from_store(error, tenant.name)
+        except (StoryError, StoreError) as error:
+            refusal = error if isinstance(error, StoryError) else errors.from_store(error, tenant.name)
             self._metrics.request_rejected(refusal.reason)
             log.info("story refused", extra=fields(reason=refusal.reason))
             raise refusal from error
 
     async def _events(self, story_id: str, tenant: Tenant, after: int) -> AsyncIterator[pb.GenerateStoryResponse]:
         """A story's events with their pictures."""
-        async for logged in self._desk.events(story_id, tenant, after):
-            yield await self._desk.complete(logged)
+        async for logged in self._archive.events(story_id, tenant, after):
+            yield await self._archive.complete(logged)
 
 
 class _Waits:
