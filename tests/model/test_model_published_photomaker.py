@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,17 @@ def test_the_command_adds_both(package: Path) -> None:
         "photomaker-v1": ("photomaker", ("face", "hair")),
         "second": ("photomaker-v2", ("face", "hair")),
     }
+
+
+def test_a_package_says_from_when_on_it_acts(package: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(package, tmp_path / "package")
+    made = add_adapter(copy, files["photomaker"], Record(), name="at-once", start=0.0, allow_pickle=True)
+    assert made.manifest.identity_adapters["at-once"].start == 0
+    assert Denoiser.load(copy)._identity_adapters["at-once"].words_start == 0
+    lora = tmp_path / "style.safetensors"
+    save_file({"unet.conv_in.lora.down.weight": torch.zeros(1, 4, 3, 3)}, lora)
+    with pytest.raises(PackageError, match="style writes nobody into the text, as PhotoMaker does; leave --start out"):
+        add_adapter(copy, lora, Record(), start=0.0)
 
 
 @pytest.mark.parametrize("adapter", ["photomaker-v1", "second"])

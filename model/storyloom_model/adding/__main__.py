@@ -93,6 +93,10 @@ def add_adapter_command(
     method: Annotated[
         str | None, typer.Option(help="Of an identity adapter, where its weights and its name do not tell.")
     ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of PhotoMaker: the part of the steps before it acts; 0.2, if not given."),
+    ] = None,
     sha256: _Checksums = None,
     allow_pickle: _AllowPickle = False,
 ) -> None:
@@ -101,7 +105,8 @@ def add_adapter_command(
 
     record = Record(_checksums(sha256 or ()))
     try:
-        _show(add_adapter(package, file, record, name=name, method=method, allow_pickle=allow_pickle), record)
+        made = add_adapter(package, file, record, name=name, method=method, start=start, allow_pickle=allow_pickle)
+        _show(made, record)
     except PackageError as error:
         _fail(error)
 

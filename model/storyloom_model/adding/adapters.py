@@ -32,6 +32,7 @@ _FULL_TOKENS = 257
 """Of a reference in the full form: all states of an image encoder for 224 pixels and patches of 14."""
 _PART_TOKENS = {Form.IP_ADAPTER: 4, Form.IP_ADAPTER_PLUS: 16}
 """Of a part of one reference, by the form that Character-Adapter uses."""
+_NO_START = "{} writes nobody into the text, as PhotoMaker does; leave --start out"
 
 
 def take_adapter(
@@ -42,6 +43,7 @@ def take_adapter(
     *,
     name: str | None = None,
     method: str | None = None,
+    start: float | None = None,
     allow_pickle: bool = False,
 ) -> Manifest:
     """Takes an identity adapter or a LoRA into a package.
@@ -53,6 +55,7 @@ def take_adapter(
         record: gets the file.
         name: for the manifest; None: made of the file's name.
         method: of an identity adapter; None: told by its weights and, where they do not tell it, by its name.
+        start: of one that writes persons into the text, see ``IdentityAdapterFile``; None: as it is published.
         allow_pickle: see ``read_weights``.
 
     Returns:
@@ -67,9 +70,13 @@ def take_adapter(
     weights = read_weights(file, allow_pickle=allow_pickle)
     form = detect(weights)
     if form == Form.LORA:
+        if start is not None:
+            raise PackageError(_NO_START.format(name))
         return _take_lora(folder, manifest, file, record, name, weights)
     method = method or method_of(form, file.name)
-    read_adapter(method, name, weights, empty_component(folder, UNET))
+    adapter = read_adapter(method, name, weights, empty_component(folder, UNET))
+    if start is not None and adapter.words is None:
+        raise PackageError(_NO_START.format(name))
     note = method
     if reads_states(method):
         states = _empty_states(folder, manifest)
@@ -80,7 +87,7 @@ def take_adapter(
     record.add(f"identity adapter {name}", file, note)
     path = f"identity/{name}.safetensors"
     save_weights(weights, folder / path)
-    added = IdentityAdapterFile(file=path, method=method, keeps=keeps_of(method))
+    added = IdentityAdapterFile(file=path, method=method, start=start, keeps=keeps_of(method))
     limits = manifest.limits
     each = _FULL_TOKENS if form == Form.IP_ADAPTER_FULL else 0
     if method == CHARACTER_ADAPTER:

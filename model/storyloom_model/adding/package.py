@@ -80,12 +80,19 @@ def add_model(wish: Wish, target: Path, record: Record) -> ModelPackage:
 
 
 def add_adapter(
-    package: Path, file: Path, record: Record, *, name: str | None, method: str | None, allow_pickle: bool
+    package: Path,
+    file: Path,
+    record: Record,
+    *,
+    name: str | None = None,
+    method: str | None = None,
+    start: float | None = None,
+    allow_pickle: bool = False,
 ) -> ModelPackage:
     """Adds an identity adapter or a LoRA to a package that exists; see ``take_adapter``."""
     manifest = ModelPackage.load(package).manifest
     changed = take_adapter(
-        package, manifest, file, record, name=name, method=method, allow_pickle=allow_pickle
+        package, manifest, file, record, name=name, method=method, start=start, allow_pickle=allow_pickle
     )  # fmt: skip
     record.check_all_seen()
     write_manifest(package, changed)
