@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from storyloom import Settings
+from storyloom_model.methods.rounds import ROUNDS
 from storyloom_model.package import MANIFEST_FILE
 
 KnownBy = Callable[[Settings], str]
@@ -39,8 +40,17 @@ def known_by_files(package: Path) -> KnownBy:
     ]
     common = _digest(package, [manifest, poses], [path for path in files if path not in aside])
     digests = {name: _digest(package, parts[name], own[name]) for name in parts}
-    default = manifest.get("defaults", {}).get("identity_adapter")
-    return lambda settings: f"{common} {digests.get(settings.identity_adapter or default or '', '')}".strip()
+    default = manifest.get("defaults", {}).get("identity_adapter") or ""
+
+    def known_by(settings: Settings) -> str:
+        rounds = settings.consistency.method == ROUNDS
+        # For rounds the server chooses one that sees whole pictures.
+        own = "".join(digests.values()) if rounds else digests.get(default, "")
+        if settings.identity_adapter:
+            own = digests.get(settings.identity_adapter, "")
+        return f"{common} {own}".strip()
+
+    return known_by
 
 
 def _readers(nets: dict[str, Any], adapter: str) -> list[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.stories.known import known_by_files
-from storyloom import Settings
+from storyloom import Consistency, Settings
 
 MANIFEST = """
 name: tiny
@@ -20,6 +20,9 @@ controlnets:
 """
 NONE, DEFAULT = Settings(identity_adapter="none"), Settings()
 FIRST, SECOND = Settings(identity_adapter="first"), Settings(identity_adapter="second")
+
+# Whose adapter the server chooses.
+ROUNDS = Settings(consistency=Consistency(method="story-adapter"))
 
 
 @pytest.fixture
@@ -35,10 +38,10 @@ def package(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("unet/model", (NONE, DEFAULT, FIRST, SECOND)),
-        ("identity/first.safetensors", (FIRST, DEFAULT)),
-        ("identity/second.safetensors", (SECOND,)),
-        ("nets/net/model", (SECOND,)),
+        ("unet/model", (NONE, DEFAULT, FIRST, SECOND, ROUNDS)),
+        ("identity/first.safetensors", (FIRST, DEFAULT, ROUNDS)),
+        ("identity/second.safetensors", (SECOND, ROUNDS)),
+        ("nets/net/model", (SECOND, ROUNDS)),
         ("README.md", ()),
     ],
 )
@@ -46,7 +49,7 @@ def test_a_file_counts_where_it_is_used(package: Path, file: str, changed: tuple
     before = known_by_files(package)
     (package / file).write_text("another")
     after = known_by_files(package)
-    for settings in (NONE, DEFAULT, FIRST, SECOND):
+    for settings in (NONE, DEFAULT, FIRST, SECOND, ROUNDS):
         assert (before(settings) != after(settings)) is (settings in changed)
 
 
