@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from storyloom_model.jobs import JobError
 from storyloom_server import messages
-from storyloom_server.engine.backend import Backend, FindsCharacters, State
+from storyloom_server.engine.backend import Backend, State
 from storyloom_server.engine.pace import CheckpointPace
-from storyloom_server.engine.references import ReferenceQueue, fingerprint, seen
+from storyloom_server.engine.pictures import frame_done, pixels
+from storyloom_server.engine.references import ReferenceQueue, fingerprint
 from storyloom_server.engine.shapes import story_spec
 from storyloom_server.logs import failure, fields
 from storyloom_server.scheduler import (
@@ -313,7 +311,7 @@ class Engine:
         backend = self._backends[job.submit.model]
         with self._failing_alone(job_id):
             pictures = backend.preview(job.encoded, range(len(job.submit.job.frames)))
-            self._tell(messages.Preview(job_id, job.encoded.step_index, tuple(map(_pixels, pictures))))
+            self._tell(messages.Preview(job_id, job.encoded.step_index, tuple(map(pixels, pictures))))
             self._scheduler.previewed(job_id)
 
     def _decode(self, job_id: str, frames: Sequence[int]) -> None:
@@ -321,15 +319,15 @@ class Engine:
         backend = self._backends[job.submit.model]
         with self._failing_alone(job_id):
             began = time.monotonic()
-            pictures = backend.decode(job.encoded, frames)
+            pictures = zip(frames, backend.decode(job.encoded, frames), strict=True)
+            done = [
+                frame_done(backend, job.submit, job.encoded, frame, picture, job.latents[frame])
+                for frame, picture in pictures
+            ]
+            # With what is looked at in pictures: that keeps others waiting, too.
             seconds = time.monotonic() - began
-            for frame, picture in zip(frames, pictures, strict=True):
-                looks = backend.looks(job.encoded, frame, picture)
-                found = {name: np.asarray(look, dtype="<f4").tobytes() for name, look in looks.items()}
-                missing = tuple(backend.missing(job.encoded, frame)) if isinstance(backend, FindsCharacters) else ()
-                says = seen(backend, picture, job.submit.reads)
-                latents = job.latents[frame]
-                self._tell(messages.FrameDone(job_id, frame, _pixels(picture), latents, found, missing, says))
+            for message in done:
+                self._tell(message)
             if self._scheduler.decoded(job_id, frames, seconds=seconds):
                 self._finish(job_id, job)
 
@@ -399,9 +397,3 @@ class Engine:
             raise ServiceGoneError from error
         self._outgoing = []
         self._last_sent = now
-
-
-def _pixels(picture: NDArray[np.uint8]) -> messages.Pixels:
-    """A uint8 [height, width, 3] array as a message."""
-    height, width, _ = picture.shape
-    return messages.Pixels(width=width, height=height, rgb=np.ascontiguousarray(picture).tobytes())

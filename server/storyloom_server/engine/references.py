@@ -5,12 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from storyloom_model.identity.encoders.pictures import ReferenceProblem
 from storyloom_model.identity.features import IdentityFeatures, ReferenceFeatures
-from storyloom_model.jobs import JobError
 from storyloom_server import messages
 from storyloom_server.engine.backend import Backend, ReferenceEncoder, TakesReferences
 from storyloom_server.logs import failure, fields
@@ -70,7 +66,7 @@ class ReferenceQueue:
     def encode_next(self) -> None:
         """Encodes one picture; with the last of its character, answers."""
         first = next(iter(self._asked.values()))
-        encoder = _encoder(self._backends.get(first.ask.model))
+        encoder = encoder_of(self._backends.get(first.ask.model))
         if encoder is None:
             self._answer(first, error=f"model {first.ask.model} takes no references here")
             return
@@ -112,31 +108,9 @@ class ReferenceQueue:
         )
 
 
-def seen(backend: Backend, picture: NDArray[np.uint8], reads: str) -> bytes:
-    """One thing that the image encoder says of a whole picture, as ``IdentityFeatures.to_bytes()``.
-
-    Args:
-        backend: of the job.
-        picture: uint8 [h, w, 3] RGB.
-        reads: the field of ``ReferenceFeatures``; "" for nothing at all.
-
-    Raises:
-        JobError: the backend has no encoder.
-    """
-    if not reads:
-        return b""
-    encoder = _encoder(backend)
-    if encoder is None:
-        raise JobError("the model has no image encoder here to look at the pictures of a round with")
-    found = encoder.encode_picture(picture)
-    # The others are many times as large, and nobody reads them.
-    kept = ReferenceFeatures(**{reads: getattr(found, reads)})
-    return IdentityFeatures(encoder.fingerprint, (kept,)).to_bytes()
-
-
 def fingerprint(backend: Backend | None) -> str:
     """What tells a model's encoders from others; "" for a model that takes no references."""
-    encoder = _encoder(backend)
+    encoder = encoder_of(backend)
     return "" if encoder is None else encoder.fingerprint
 
 
@@ -145,5 +119,6 @@ def fingerprints(backends: Mapping[str, Backend]) -> dict[str, str]:
     return {name: found for name, backend in backends.items() if (found := fingerprint(backend))}
 
 
-def _encoder(backend: Backend | None) -> ReferenceEncoder | None:
+def encoder_of(backend: Backend | None) -> ReferenceEncoder | None:
+    """What looks at references; None for a model that takes none."""
     return backend.reference_encoder if isinstance(backend, TakesReferences) else None
