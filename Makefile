@@ -115,7 +115,7 @@ train-controlnet: $(VENV)/.dev  ## train a pose ControlNet for the built-in mode
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)
 
-discovery-figure: $(VENV)/.dev  ## measure identity discovery: held-out candidates against both means, frames with what was found (about 20 minutes; goes on where it was stopped)
+discovery-figure: $(VENV)/.dev  ## measure identity discovery: held-out candidates against both means, frames with what was found (about 10 minutes on two cores; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.identity.discovery $(ARGS)
 
 bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"

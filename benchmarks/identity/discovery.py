@@ -229,7 +229,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Model package with encoders and an identity adapter.")] = Path(
         "weights/storyloom-mini"
     ),
-    people: Annotated[int, typer.Option(min=1, help="Held-out people.")] = 6,
+    people: Annotated[int, typer.Option(min=1, help="Held-out people.")] = 12,
     candidates: Annotated[int, typer.Option(min=4, max=64, help="Candidates of each.")] = 32,
     held_out: Annotated[int, typer.Option(min=2, help="More candidates, that no mean knows.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Solver steps.")] = 10,
