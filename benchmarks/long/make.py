@@ -18,7 +18,7 @@ from benchmarks.stories.generate import RECORD, Maker, Outcome, Shelf
 from benchmarks.stories.known import known_by_files
 from benchmarks.stories.methods import Method
 from benchmarks.stories.stories import BenchmarkStory
-from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult
+from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult, StoryState
 from tests.server.processes import processor_seconds
 from tests.server.serving import serving
 
@@ -27,12 +27,13 @@ class TimedClient:
     """A client that notes when the frames of a story came, and what the engine had used until then.
 
     Args:
+        client: of the server, which has nothing else to do.
         engine: process id of the engine.
         folder: of the notes, a file a story, by its request id, with a line a moment.
     """
 
     def __init__(self, client: StoryClient, engine: int, folder: Path) -> None:
-        self._client = client
+        self.client = client
         self._engine = engine
         self._folder = folder
         self._run = time.time_ns()
@@ -40,22 +41,38 @@ class TimedClient:
     def generate(
         self, story: Story, *, request_id: str | None = None, on_disconnect: OnDisconnect | None = None
     ) -> StoryResult:
-        """As that of `StoryClient`. Frames that an earlier run has noted come again at once, and stay as noted."""
+        """As that of `StoryClient`. Frames that an earlier run has noted come again at once, and stay as noted.
+
+        What an earlier run left unfinished of another story, or of this one otherwise, is cancelled: the server would
+        go on with it beside this one, and its time would count.
+        """
         if request_id is None:
-            return self._client.generate(story, on_disconnect=on_disconnect)
+            return self.client.generate(story, on_disconnect=on_disconnect)
         noted = {moment.frame for moment in self.moments(request_id)}
         self._note(request_id, START, 0.0)
 
+        alone = False
+
         def note(event: StoryEvent) -> None:
+            nonlocal alone
+            if not alone:
+                self._cancel_all_but(event.story_id)
+                alone = True
             if isinstance(event, FrameDone) and event.frame_index not in noted:
                 self._note(request_id, event.frame_index, event.finished_seconds)
 
-        return self._client.generate(story, request_id=request_id, on_disconnect=on_disconnect, on_event=note)
+        return self.client.generate(story, request_id=request_id, on_disconnect=on_disconnect, on_event=note)
 
     def moments(self, request_id: str) -> list[Moment]:
         """What is noted of a story."""
         file = self._file(request_id)
         return [Moment(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def _cancel_all_but(self, story_id: str) -> None:
+        for state in (StoryState.QUEUED, StoryState.RUNNING):
+            for story in self.client.list_stories(state=state):
+                if story.story_id != story_id:
+                    self.client.cancel_story(story.story_id)
 
     def _note(self, request_id: str, frame: int, seconds: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from benchmarks.stories.generate import RECORD
 from benchmarks.stories.methods import METHODS
 from benchmarks.stories.similarity import Vectors
 from benchmarks.stories.wording import framing, scene
-from storyloom import Character
+from storyloom import Character, StoryState
 from storyloom_model.windows import plan_windows
 from tests.model.tiny import build_tiny_package
 
@@ -170,7 +170,10 @@ def test_a_server_of_its_own_is_timed_frame_by_frame(tmp_path: Path) -> None:
     brief = told.story.model_copy(update={"characters": {told.casts[0][0]: Character(description="a man")}})
     asked = replace(told, story=brief)
     with long_maker(package, tmp_path / "out", tmp_path / "server", {"steps": 1}) as maker:
+        # What a stopped run of other settings left behind.
+        other = maker.client.client.create_story(brief.with_settings(steps=100)).story_id
         outcome, moments = maker.make("amsa", METHODS["amsa"], asked)
+        assert maker.client.client.get_story(other).state is StoryState.CANCELLED
         assert maker.steps == 1
         assert outcome.folder is not None
         (outcome.folder / RECORD).unlink()
