@@ -115,7 +115,7 @@ train-controlnet: $(VENV)/.dev  ## train a pose ControlNet for the built-in mode
 quality-identity: $(VENV)/.dev  ## measure whether the person of a reference picture comes back: a judge's cosines, attributes, text
 	$(BIN)/python -m benchmarks.identity.run $(ARGS)
 
-discovery-figure: $(VENV)/.dev  ## measure identity discovery: held-out candidates against both means, frames with what was found (about 10 minutes on two cores; goes on where it was stopped)
+discovery-figure: $(VENV)/.dev  ## measure identity discovery: held-out candidates against both means, frames with what was found (under a minute a person on two cores; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.identity.discovery $(ARGS)
 
 bench-stories: $(VENV)/.dev  ## make and score the stories of a benchmark: ARGS="FILE_OR_FOLDER --methods none,amsa-mask"
@@ -128,19 +128,9 @@ ABLATIONS := $(patsubst %,identitystory@redenoising.start=%,0 0.1 0.4 0.6) \
     $(patsubst %,identitystory@redenoising.mask_growth=%,0 64) \
     consistory@consistency.feature_injection=false+freeu.enabled=false
 # The built-in model with an adapter for each of them.
-OTHERS := weights/storyloom-mini-others
 ALL := runs/storyloom-mini-all
-$(ALL)/storyloom.yaml: weights/storyloom-mini/storyloom.yaml $(wildcard $(OTHERS)/*.safetensors) | $(VENV)/.dev
-	@rm -rf $(ALL) $(ALL).new
-	@mkdir -p runs
-	@cp -r weights/storyloom-mini $(ALL).new
-	@$(BIN)/storyloom models add-adapter $(ALL).new $(OTHERS)/ip-adapter.safetensors
-	@$(BIN)/storyloom models add-adapter $(ALL).new $(OTHERS)/photomaker.safetensors --start 0
-	@$(BIN)/storyloom models add-adapter $(ALL).new $(OTHERS)/instantid.safetensors
-	@$(BIN)/storyloom models add-adapter $(ALL).new $(OTHERS)/ip-adapter.safetensors \
-	    --name character-adapter --method character-adapter
-	@$(BIN)/storyloom models add-controlnet $(ALL).new $(OTHERS)/instantid-identitynet --name identitynet --identity-net
-	@mv $(ALL).new $(ALL)
+$(ALL)/storyloom.yaml: $(shell find weights -type f) benchmarks/stories/others.py | $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.stories.others $(ALL)
 
 quality-methods: $(VENV)/.dev $(ALL)/storyloom.yaml  ## every method in one table, with ablations, on held-out people (about 45 minutes on two cores)
 	@$(BIN)/python -m benchmarks.stories held-out --people 1 --stories 20 --steps 12 --no-described --model $(ALL) \

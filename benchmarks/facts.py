@@ -7,10 +7,11 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.processor import processor
 
 
 def facts_of_run(module: str, device: str = "cpu") -> dict[str, Any]:
@@ -29,11 +30,8 @@ def facts_of_run(module: str, device: str = "cpu") -> dict[str, Any]:
 
 def machine(device: str) -> dict[str, Any]:
     """The hardware and versions that the numbers were made with."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "system": platform.system(),

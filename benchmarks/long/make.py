@@ -18,7 +18,17 @@ from benchmarks.stories.generate import RECORD, Maker, Outcome, Shelf
 from benchmarks.stories.known import known_by_files
 from benchmarks.stories.methods import Method
 from benchmarks.stories.stories import BenchmarkStory
-from storyloom import FrameDone, ModelInfo, OnDisconnect, Story, StoryClient, StoryEvent, StoryResult, StoryState
+from storyloom import (
+    Accepted,
+    FrameDone,
+    ModelInfo,
+    OnDisconnect,
+    Story,
+    StoryClient,
+    StoryEvent,
+    StoryResult,
+    StoryState,
+)
 from tests.server.processes import processor_seconds
 from tests.server.serving import serving
 
@@ -51,13 +61,9 @@ class TimedClient:
         noted = {moment.frame for moment in self.moments(request_id)}
         self._note(request_id, START, 0.0)
 
-        alone = False
-
         def note(event: StoryEvent) -> None:
-            nonlocal alone
-            if not alone:
+            if isinstance(event, Accepted):
                 self._cancel_all_but(event.story_id)
-                alone = True
             if isinstance(event, FrameDone) and event.frame_index not in noted:
                 self._note(request_id, event.frame_index, event.finished_seconds)
 

@@ -3,17 +3,15 @@
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
+
+from benchmarks.processor import processor
 
 
 def facts() -> dict[str, Any]:
     """Hardware, versions, and how busy the machine was with other things."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "system": platform.system(),

@@ -40,15 +40,15 @@ def known_by_files(package: Path) -> KnownBy:
     ]
     common = _digest(package, [manifest, poses], [path for path in files if path not in aside])
     digests = {name: _digest(package, parts[name], own[name]) for name in parts}
+    every = "".join(digests.values())
     default = manifest.get("defaults", {}).get("identity_adapter") or ""
 
     def known_by(settings: Settings) -> str:
-        rounds = settings.consistency.method == ROUNDS
-        # For rounds the server chooses one that sees whole pictures.
-        own = "".join(digests.values()) if rounds else digests.get(default, "")
-        if settings.identity_adapter:
-            own = digests.get(settings.identity_adapter, "")
-        return f"{common} {own}".strip()
+        name = settings.identity_adapter
+        if not name and settings.consistency.method == ROUNDS:
+            # The server chooses one that sees whole pictures.
+            return f"{common} {every}"
+        return f"{common} {digests.get(name or default, '')}".strip()
 
     return known_by
 

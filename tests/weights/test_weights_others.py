@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from storyloom_model.adding.package import add_adapter, add_controlnet
-from storyloom_model.adding.record import Record
+from benchmarks.stories.others import OTHERS, fit_out
 from storyloom_model.denoiser import Denoiser
 from storyloom_model.identity.features import Reference
 from storyloom_model.jobs import FrameJob, Identity, StoryJob
@@ -19,8 +16,6 @@ from storyloom_model.prompts import ComposedPrompt
 from storyloom_training.storydb.groups import Split, sample_group
 from storyloom_training.storydb.picture import render
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-OTHERS = WEIGHTS / "storyloom-mini-others"
 METHODS = ("ip-adapter", "photomaker", "instantid", "character-adapter")
 
 
@@ -28,14 +23,7 @@ METHODS = ("ip-adapter", "photomaker", "instantid", "character-adapter")
 def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Denoiser:
     """Of the built-in model as ``make quality-methods`` fits it out."""
     package = tmp_path_factory.mktemp("others") / "package"
-    shutil.copytree(WEIGHTS / "storyloom-mini", package)
-    for name in METHODS:
-        parts = name == "character-adapter"  # Reads an IP-Adapter's file part by part.
-        file = OTHERS / f"{'ip-adapter' if parts else name}.safetensors"
-        start = 0.0 if name == "photomaker" else None
-        add_adapter(package, file, Record({}), name=name, method=name if parts else None, start=start)
-    net = OTHERS / "instantid-identitynet"
-    add_controlnet(package, net, Record({}), name="identitynet", kind="identitynet", allow_pickle=False)
+    fit_out(package)
     return Denoiser.load(package)
 
 
